@@ -1,0 +1,2 @@
+//! Types shared by kernel and user space, and the decision.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The kernel side.
+#![no_std]

@@ -1,0 +1,2 @@
+//! The `enforcer` daemon and command line.
+fn main() {}
