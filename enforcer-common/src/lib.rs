@@ -1,2 +1,19 @@
-//! Types shared by kernel and user space, and the decision.
-#![no_std]
+//! What kernel and user space of `enforcer` share: ids, facts, table layouts, event records, and the
+//! decision itself.
+//!
+//! Invariant: this crate does no I/O, allocates nothing and uses no `std`. The eBPF programs, the
+//! daemon, `enforcer explain`, replay and the tests all compile the same [`decide`] functions.
+#![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod capacity;
+pub mod decide;
+pub mod event;
+pub mod facts;
+pub mod ids;
+pub mod instance;
+pub mod layout;
+pub mod replay;
+pub mod tables;
+pub mod verdict;
+pub mod watch;

@@ -1,2 +1,31 @@
-//! The kernel side.
+//! The kernel side of `enforcer`: what the programs share.
+//!
+//! Invariant: a hook gathers facts, asks [`enforcer_common::decide`], emits, and turns the verdict into a
+//! number in one place ([`respond`]). Nothing in this crate decides.
 #![no_std]
+
+pub mod capture;
+pub mod emit;
+pub mod gate;
+pub mod holders;
+pub mod kernel;
+pub mod lifecycle;
+pub mod maps;
+pub mod packet;
+pub mod respond;
+pub mod socket;
+pub mod tables;
+pub mod task;
+pub mod watch;
+
+/// The verifier proves that no panic is reachable; a reachable one would loop and be refused.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lets programs of a compatible licence call helpers marked as GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

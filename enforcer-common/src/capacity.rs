@@ -1,0 +1,67 @@
+//! How much each table holds, and why that much.
+
+/// Entitlements for one workload and one credential that can be in the tables together. Four windows or
+/// destination sets for the same pair are already unusual; the loop over them is unrolled by the verifier.
+pub const GRANTS_PER_PAIR: u32 = 4;
+
+/// Credentials one holder can have read. A login session of an operator reads a dozen; more than this is
+/// remembered as overflow, and overflow denies.
+pub const HELD_PER_HOLDER: u32 = 16;
+
+/// Files and directory members under protection: 50,000 secret files on a node, with room for doubling.
+pub const FILES: u32 = 131_072;
+
+/// Directories on the way to a protected path, or below a protected directory.
+pub const WATCHES: u32 = 65_536;
+
+/// Nodes of the tree of watched paths: one for each path component of every source in the bundle.
+pub const WATCH_NODES: u32 = 131_072;
+
+/// Nodes of that tree one directory can stand for at the same time.
+pub const NODES_PER_WATCH: usize = 4;
+
+/// Patterns with a wildcard that one node of that tree can have.
+pub const PATTERNS_PER_NODE: u32 = 8;
+
+/// Distinct combinations of executable, user and cgroup selectors, for two bundles during a swap.
+pub const SUBJECTS: u32 = 65_536;
+
+/// Credentials, for two bundles during a swap.
+pub const CREDENTIALS: u32 = 131_072;
+
+/// Entitlements as seen by each subject, for two bundles during a swap.
+pub const GRANTS: u32 = 262_144;
+
+/// Address prefixes over all scopes.
+pub const SCOPES: u32 = 262_144;
+
+/// Port prefixes over all port sets. A range needs at most 30 prefixes, and sets are shared.
+pub const PORTS: u32 = 65_536;
+
+/// Endpoints that hand out secrets (cloud metadata and the like).
+pub const ENDPOINTS: u32 = 1_024;
+
+/// cgroups alive on one node: 250 pods with a few containers each, their sub-cgroups, and every unit.
+pub const CGROUPS: u32 = 32_768;
+
+/// cgroup paths and unit names that a bundle selects by.
+pub const CGROUP_NAMES: u32 = 16_384;
+
+/// Held credentials over all holders. Preallocated: a read that cannot be recorded is denied.
+pub const HOLDERS: u32 = 65_536;
+
+/// Threads of the daemon that capture file keys at the same time, with room to spare.
+pub const CAPTURES: u32 = 64;
+
+/// File keys one open of the daemon can show: overlayfs opens the lower file within the upper's open.
+pub const KEYS_PER_CAPTURE: usize = 4;
+
+/// Ring for denials, bytes. 256 KiB holds over 700 records; a consumer that is woken for each keeps up
+/// with far more than that many a millisecond apart.
+pub const DENIALS_RING_BYTES: u32 = 256 * 1024;
+
+/// Ring for allowed uses, bytes.
+pub const USES_RING_BYTES: u32 = 256 * 1024;
+
+/// Ring for notices that steer the daemon (a cgroup appeared, a watched file appeared), bytes.
+pub const NOTICES_RING_BYTES: u32 = 256 * 1024;

@@ -1,0 +1,137 @@
+//! Records that the programs send to user space.
+
+use crate::address::Destination;
+use crate::facts::Task;
+use crate::ids::{BootNs, CgroupId, CredentialId, EntitlementId, Generation, InodeKey, Tid};
+use crate::verdict::code;
+
+code!(
+    /// What was attempted.
+    Kind {
+        /// A credential was read.
+        Read = 1 => "read",
+        /// A holder sent or connected.
+        Reach = 2 => "reach",
+    }
+);
+
+code!(
+    /// Which gate decided.
+    Gate {
+        /// LSM `file_open`.
+        FileOpen = 1 => "file_open",
+        /// LSM `socket_connect`.
+        SocketConnect = 2 => "socket_connect",
+        /// LSM `socket_sendmsg`.
+        SocketSendmsg = 3 => "socket_sendmsg",
+        /// cgroup `connect4` and `connect6`.
+        CgroupConnect = 4 => "cgroup_connect",
+        /// cgroup `sendmsg4` and `sendmsg6`.
+        CgroupSendmsg = 5 => "cgroup_sendmsg",
+        /// cgroup skb egress.
+        Packet = 6 => "packet",
+    }
+);
+
+code!(
+    /// Which ring lost a record.
+    Ring {
+        /// Denials.
+        Denials = 0 => "denials",
+        /// Allowed uses.
+        Uses = 1 => "uses",
+        /// Notices to the daemon.
+        Notices = 2 => "notices",
+    }
+);
+
+/// One use: who, what, and what was decided.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Use {
+    /// When, on `CLOCK_BOOTTIME`.
+    pub time: BootNs,
+    /// The task; for [`Gate::Packet`] the one last seen with the socket.
+    pub task: Task,
+    /// The destination of a reach; all zero for a read.
+    pub destination: Destination,
+    /// The file of a read; all zero for a reach.
+    pub file: InodeKey,
+    /// The bundle.
+    pub generation: Generation,
+    /// The credential that decided.
+    pub credential: CredentialId,
+    /// The entitlement that decided, or the nearest.
+    pub entitlement: EntitlementId,
+    /// The thread.
+    pub tid: Tid,
+    /// Parent process.
+    pub parent: crate::ids::Tgid,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// A [`Gate`].
+    pub gate: u8,
+    /// A [`crate::verdict::Reason`], or 0 for allow.
+    pub reason: u8,
+    /// The [`crate::verdict::Mode`] that was asked for, and that was applied.
+    pub mode: u8,
+    /// The [`crate::verdict::Action`] that was asked for.
+    pub action: u8,
+    /// What was done: 0 nothing, 1 the call was refused, 2 refused and SIGKILL sent.
+    pub taken: u8,
+    /// 1 if the task is trusted.
+    pub trusted: u8,
+    /// Always 0.
+    pub reserved: [u8; 5],
+    /// `comm` of the thread: for reading, never for deciding.
+    pub comm: [u8; 16],
+    /// Last component of the executable's path, NUL-padded.
+    pub executable_name: [u8; 64],
+}
+
+/// Values of [`Use::taken`].
+pub mod taken {
+    /// Nothing was done to the call.
+    pub const NOTHING: u8 = 0;
+    /// The call was refused.
+    pub const REFUSED: u8 = 1;
+    /// The call was refused and the process sent SIGKILL.
+    pub const KILLED: u8 = 2;
+}
+
+code!(
+    /// What a notice is about.
+    NoticeKind {
+        /// A cgroup was created: its path is in `name`.
+        CgroupCreated = 1 => "cgroup-created",
+        /// A cgroup was removed.
+        CgroupRemoved = 2 => "cgroup-removed",
+        /// A name in a watched directory matched.
+        Appeared = 3 => "appeared",
+        /// A table was full: what should have been recorded was not.
+        TableFull = 4 => "table-full",
+    }
+);
+
+/// Something the daemon should look at.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Notice {
+    /// When, on `CLOCK_BOOTTIME`.
+    pub time: BootNs,
+    /// The cgroup, if it is about one.
+    pub cgroup: CgroupId,
+    /// The directory, if it is about a name.
+    pub directory: InodeKey,
+    /// The file, if it is about a name.
+    pub file: InodeKey,
+    /// A [`NoticeKind`].
+    pub kind: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// cgroup path or file name, NUL-terminated.
+    pub name: [u8; 256],
+}
+
+const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 20 + 12 + 80);
+const _: () = assert!(size_of::<Notice>() == 8 + 8 + 32 + 8 + 256);

@@ -1,0 +1,25 @@
+//! Facts about who is asking, as plain data.
+
+use crate::ids::{BootNs, CgroupId, ExecutableKey, IdentityId, Tgid, Uid};
+
+/// The task that uses a credential, as the kernel saw it at that moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Task {
+    /// Executable of the task's memory (`task.mm.exe_file`); all zero if it has none or cannot be read.
+    pub executable: ExecutableKey,
+    /// When the thread group's leader started.
+    pub start: BootNs,
+    /// The workload instance: cgroup of the unit, session or container; 0 if it is in none.
+    pub instance: CgroupId,
+    /// The cgroup itself.
+    pub cgroup: CgroupId,
+    /// The process.
+    pub tgid: Tgid,
+    /// Real user id.
+    pub uid: Uid,
+    /// What the task's cgroup means to the bundle.
+    pub identity: IdentityId,
+    /// 1 if the cgroup is known to the tables, else 0.
+    pub classified: u32,
+}

@@ -1,0 +1,23 @@
+//! Showing the daemon the key of a file as the kernel sees it.
+//!
+//! `stat` gives another device number on overlayfs and btrfs, and a key made from it would match nothing.
+//! So a daemon thread puts an empty entry under its id, opens the file, and takes the entry out again.
+
+use enforcer_common::{capacity::KEYS_PER_CAPTURE, ids::Tid};
+
+use crate::{kernel::executable_key, maps::CAPTURES};
+
+/// Adds the file with `inode` to what thread `tid` wants to see, if it wants to.
+#[inline(always)]
+pub fn show(tid: Tid, inode: u64) {
+    let Some(capture) = CAPTURES.get_ptr_mut(tid) else {
+        return;
+    };
+    // SAFETY: a pointer into preallocated memory; only this thread writes its own entry.
+    let capture = unsafe { &mut *capture };
+    let index = capture.count as usize;
+    if index < KEYS_PER_CAPTURE {
+        capture.keys[index] = executable_key(inode);
+    }
+    capture.count += 1;
+}

@@ -1,0 +1,112 @@
+//! Recording who holds what.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use enforcer_common::{
+    capacity::HELD_PER_HOLDER,
+    facts::Task,
+    ids::{CgroupId, CredentialId},
+    tables::{Credential, Holder, HolderKey},
+};
+
+use crate::maps::{HOLDERS, UNACCOUNTED};
+
+/// Records that `task` holds `credential`, before the read goes on. `false` if that could not be recorded:
+/// the read must be denied.
+#[inline(always)]
+pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> bool {
+    let process = add(Holder::process(task.tgid, task.start), credential);
+    if task.instance.0 == 0 || flags.has(Credential::PROCESS_ONLY) {
+        return process;
+    }
+    // Within an instance the process record only serves a later move to another cgroup.
+    add(Holder::instance(task.instance), credential)
+}
+
+/// Adds one credential to one holder. Two programs that add at the same moment take different slots.
+#[inline(never)]
+pub fn add(holder: Holder, credential: CredentialId) -> bool {
+    let mut slot = 0;
+    while slot <= HELD_PER_HOLDER {
+        let key = HolderKey {
+            holder,
+            slot,
+            reserved: 0,
+        };
+        // The last slot only marks that there were more.
+        if slot == HELD_PER_HOLDER || HOLDERS.get_ptr(&key).is_none() {
+            let inserted = HOLDERS.insert(&key, &credential, BPF_NOEXIST as u64).is_ok();
+            if inserted {
+                return true;
+            }
+        }
+        match HOLDERS.get_ptr(&key) {
+            // SAFETY: a pointer into the map's preallocated memory.
+            Some(held) if slot == HELD_PER_HOLDER || unsafe { *held } == credential => return true,
+            Some(_) => {}
+            None => return false,
+        }
+        slot += 1;
+    }
+    false
+}
+
+/// Copies every credential of one holder to another. `false` if one could not be recorded.
+#[inline(never)]
+pub fn inherit(from: Holder, to: Holder) -> bool {
+    let mut complete = true;
+    let mut slot = 0;
+    while slot <= HELD_PER_HOLDER {
+        let key = HolderKey {
+            holder: from,
+            slot,
+            reserved: 0,
+        };
+        let Some(held) = HOLDERS.get_ptr(&key) else {
+            break;
+        };
+        // SAFETY: a pointer into the map's preallocated memory.
+        complete &= add(to, unsafe { *held });
+        slot += 1;
+    }
+    complete
+}
+
+/// Forgets a holder that has ended.
+#[inline(never)]
+pub fn forget(holder: Holder) {
+    let mut slot = 0;
+    while slot <= HELD_PER_HOLDER {
+        let key = HolderKey {
+            holder,
+            slot,
+            reserved: 0,
+        };
+        if HOLDERS.remove(&key).is_err() {
+            break;
+        }
+        slot += 1;
+    }
+}
+
+/// Whether a holder holds anything.
+#[inline(always)]
+pub fn holds(holder: Holder) -> bool {
+    HOLDERS
+        .get_ptr(&HolderKey {
+            holder,
+            slot: 0,
+            reserved: 0,
+        })
+        .is_some()
+}
+
+/// Remembers that a process outside any instance could not be recorded as a holder.
+#[inline(always)]
+pub fn unaccounted(instance: CgroupId) {
+    if instance.0 == 0
+        && let Some(flag) = UNACCOUNTED.get_ptr_mut(0)
+    {
+        // SAFETY: a pointer into an array map; every writer writes the same value.
+        unsafe { *flag = 1 };
+    }
+}

@@ -1,0 +1,208 @@
+//! Holdings and identities over the life of processes and cgroups.
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use enforcer_common::{
+    event::NoticeKind,
+    ids::{CgroupId, IdentityId, InodeKey, Tgid},
+    instance::{NAME_MAX, NameKind, classify},
+    tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName, Holder, Versioned},
+};
+
+use crate::{
+    emit,
+    holders,
+    kernel::read,
+    maps::{CGROUP_NAMES, CGROUPS},
+    offset, task,
+};
+
+/// A new task exists and has not run yet. Addresses in the kernel.
+#[inline(always)]
+pub fn forked(parent: u64, child: u64) {
+    let from = process(parent);
+    let to = process(child);
+    if from == to || !holders::holds(from) {
+        return;
+    }
+    if !holders::inherit(from, to) {
+        // The child shares the parent's cgroup, and that of the task that runs.
+        holders::unaccounted(task::current_holder().instance);
+        emit::notice(
+            NoticeKind::TableFull,
+            CgroupId(0),
+            InodeKey::default(),
+            InodeKey::default(),
+            0,
+        );
+    }
+}
+
+/// A thread exits; with the last one of its process, the process's holdings end.
+#[inline(always)]
+pub fn exited(thread: u64) {
+    let signal: u64 = read(thread + offset!(task_signal));
+    // Decremented before the tracepoint, on every kernel since 2.6.
+    let live: i32 = read(signal + offset!(signal_live));
+    if live > 0 {
+        return;
+    }
+    let holder = process(thread);
+    if holders::holds(holder) {
+        holders::forget(holder);
+    }
+}
+
+/// A task moved to the cgroup at `destination`: what it holds, it brings along.
+#[inline(always)]
+pub fn attached(destination: u64, thread: u64) {
+    if !is_v2(destination) {
+        return;
+    }
+    let holder = process(thread);
+    if !holders::holds(holder) {
+        return;
+    }
+    // SAFETY: copied at once.
+    let Some(cgroup) = unsafe { CGROUPS.get(id(destination)) }.copied() else {
+        return;
+    };
+    if cgroup.instance.0 != 0 && !holders::inherit(holder, Holder::instance(cgroup.instance)) {
+        emit::notice(
+            NoticeKind::TableFull,
+            cgroup.instance,
+            InodeKey::default(),
+            InodeKey::default(),
+            0,
+        );
+    }
+}
+
+/// A cgroup was created: it means what its parent means, unless the bundle names it.
+#[inline(always)]
+pub fn created(cgroup: u64, path: u64) {
+    if !is_v2(cgroup) {
+        return;
+    }
+    let own = id(cgroup);
+    let parent = parent(cgroup);
+    let mut record = if parent == 0 {
+        Cgroup::default()
+    } else {
+        // SAFETY: copied at once.
+        unsafe { CGROUPS.get(id(parent)) }
+            .copied()
+            .unwrap_or_default()
+    };
+    let mut named: Option<Versioned<IdentityId>> = lookup(path);
+    let node: u64 = read(cgroup + offset!(cgroup_kn));
+    let name: u64 = read(node + offset!(kn_name));
+    let below_slices = record.slices_only != 0;
+    match kind(name) {
+        NameKind::Slice => {}
+        NameKind::UserManager => record.slices_only = 0,
+        NameKind::Instance => {
+            record.slices_only = 0;
+            if record.instance.0 == 0 {
+                record.instance = own;
+            }
+            if named.is_none() && below_slices {
+                named = lookup(name);
+            }
+        }
+        NameKind::Other => record.slices_only = 0,
+    }
+    if let Some(identity) = named {
+        record.identity = identity;
+    }
+    let _ = CGROUPS.insert(&own, &record, 0);
+    emit::notice(
+        NoticeKind::CgroupCreated,
+        own,
+        InodeKey::default(),
+        InodeKey::default(),
+        path,
+    );
+}
+
+/// A cgroup was removed: it had no tasks left, so what its instance held ends.
+#[inline(always)]
+pub fn removed(cgroup: u64, path: u64) {
+    if !is_v2(cgroup) {
+        return;
+    }
+    let own = id(cgroup);
+    let _ = CGROUPS.remove(&own);
+    holders::forget(Holder::instance(own));
+    emit::notice(
+        NoticeKind::CgroupRemoved,
+        own,
+        InodeKey::default(),
+        InodeKey::default(),
+        path,
+    );
+}
+
+/// The process of the thread at a kernel address.
+#[inline(always)]
+fn process(thread: u64) -> Holder {
+    Holder::process(
+        Tgid(read(thread + offset!(task_tgid))),
+        task::start(thread),
+    )
+}
+
+/// What the bundle says about a cgroup of this path or unit name.
+#[inline(always)]
+fn lookup(text: u64) -> Option<Versioned<IdentityId>> {
+    let mut key = CgroupName([0; CGROUP_NAME_BYTES]);
+    // SAFETY: reads at most the array's size, and ends it with NUL.
+    let read = unsafe {
+        bpf_probe_read_kernel_str(
+            (&raw mut key.0).cast(),
+            CGROUP_NAME_BYTES as u32,
+            text as *const _,
+        )
+    };
+    // A text that was cut off must not match a shorter one.
+    if read <= 1 || read as usize >= CGROUP_NAME_BYTES {
+        return None;
+    }
+    // SAFETY: copied at once.
+    unsafe { CGROUP_NAMES.get(&key) }.copied()
+}
+
+/// What a cgroup's own name says.
+#[inline(never)]
+fn kind(name: u64) -> NameKind {
+    let mut text = [0_u8; NAME_MAX];
+    // SAFETY: reads at most the array's size, and ends it with NUL.
+    let read = unsafe {
+        bpf_probe_read_kernel_str((&raw mut text).cast(), NAME_MAX as u32, name as *const _)
+    };
+    if read <= 1 {
+        return NameKind::Other;
+    }
+    classify(&text, (read as usize - 1) & (NAME_MAX - 1))
+}
+
+/// Whether a cgroup is of the v2 hierarchy: ids of other hierarchies overlap with its.
+#[inline(always)]
+fn is_v2(cgroup: u64) -> bool {
+    let root: u64 = read(cgroup + offset!(cgroup_root));
+    let hierarchy: i32 = read(root + offset!(root_hierarchy));
+    hierarchy == 0
+}
+
+#[inline(always)]
+fn id(cgroup: u64) -> CgroupId {
+    let node: u64 = read(cgroup + offset!(cgroup_kn));
+    CgroupId(read(node + offset!(kn_id)))
+}
+
+/// Kernel address of a cgroup's parent, or 0 for the root.
+#[inline(always)]
+fn parent(cgroup: u64) -> u64 {
+    let own_state = offset!(cgroup_self);
+    let state: u64 = read(cgroup + own_state + offset!(css_parent));
+    if state == 0 { 0 } else { state - own_state }
+}

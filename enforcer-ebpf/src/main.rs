@@ -1,0 +1,352 @@
+//! The programs of the `lsm` tier, and the network and lifecycle programs of all tiers.
+//!
+//! Above each hook stands the kernel's prototype.
+#![no_std]
+#![no_main]
+#![allow(missing_docs, reason = "the program macros make public functions without the docs of ours")]
+
+use aya_ebpf::{
+    bindings::bpf_sock,
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr, lsm, sock_ops},
+    programs::{
+        BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockOpsContext,
+    },
+};
+use enforcer_common::{
+    address::{Address, Destination},
+    decide,
+    event::Gate,
+    facts::Task,
+    ids::InodeKey,
+};
+use enforcer_ebpf::{
+    capture,
+    emit::Object,
+    gate,
+    kernel::{constant, load, read},
+    lifecycle,
+    maps::{DAEMON, FILES, TASK_IN_CGROUP_PROGRAMS},
+    offset, packet, respond,
+    socket::{self, INET, INET6},
+    tables::KernelTables,
+    task, watch,
+};
+
+/// `FMODE_READ`.
+const READABLE: u32 = 1;
+/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`.
+const PASSIVE_ESTABLISHED: u32 = 5;
+
+/// `int file_open(struct file *file)`
+#[lsm(hook = "file_open")]
+pub fn file_open(ctx: LsmContext) -> i32 {
+    respond::lsm(ctx.arg(1), try_file_open(ctx.arg(0)))
+}
+
+#[inline(always)]
+fn try_file_open(file: *const u8) -> bool {
+    // SAFETY: a `struct file` and what hangs on it, never null for an open file.
+    let (inode, key) = unsafe {
+        let inode: *const u8 = load(file, offset!(file_inode));
+        let sb: *const u8 = load(inode, offset!(inode_sb));
+        let key = InodeKey {
+            ino: load(inode, offset!(inode_ino)),
+            dev: load(sb, offset!(sb_dev)),
+            generation: load(inode, offset!(inode_generation)),
+        };
+        (inode, key)
+    };
+    let (tgid, tid) = task::ids();
+    if DAEMON.get(0).copied() == Some(tgid) {
+        capture::show(tid, inode as u64);
+        return false;
+    }
+    // SAFETY: copied at once.
+    let Some(file_entry) = (unsafe { FILES.get(&key) }).copied() else {
+        return false;
+    };
+    let credential = file_entry.at(task::generation());
+    // SAFETY: as above.
+    let mode: u32 = unsafe { load(file, offset!(file_mode)) };
+    if credential.0 == 0 || mode & READABLE == 0 {
+        return false;
+    }
+    gate::read(
+        &task::current(),
+        credential,
+        &Object {
+            file: key,
+            destination: Destination::default(),
+        },
+        Gate::FileOpen,
+    )
+}
+
+/// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`
+#[lsm(hook = "socket_connect")]
+pub fn socket_connect(ctx: LsmContext) -> i32 {
+    respond::lsm(
+        ctx.arg(3),
+        try_socket(ctx.arg(0), ctx.arg::<*const u8>(1) as u64, Gate::SocketConnect),
+    )
+}
+
+/// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`
+#[lsm(hook = "socket_sendmsg")]
+pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
+    let message = ctx.arg::<*const u8>(1) as u64;
+    respond::lsm(
+        ctx.arg(3),
+        try_socket(
+            ctx.arg(0),
+            read(message + offset!(msg_name)),
+            Gate::SocketSendmsg,
+        ),
+    )
+}
+
+/// A call on a socket, to the `sockaddr` at a kernel address or, if that is 0, to the socket's peer.
+#[inline(always)]
+fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
+    // SAFETY: a `struct socket`, never null; `sk` is checked.
+    let sk: *const bpf_sock = unsafe { load(sock, offset!(socket_sk)) };
+    if sk.is_null() {
+        return false;
+    }
+    let (family, protocol) = socket::kind(sk as u64);
+    if family != INET && family != INET6 {
+        return false;
+    }
+    let named = if name != 0 {
+        socket::named(name, family, protocol)
+    } else {
+        None
+    };
+    let addressed = named.is_some();
+    if !addressed && !decide::holds(&KernelTables, &task::current_holder()) {
+        return false;
+    }
+    let Some(destination) = named.or_else(|| socket::peer(sk as u64, family, protocol)) else {
+        return false;
+    };
+    // SAFETY: `sk` is the socket's own, typed by the kernel's BTF, not null.
+    if !addressed && unsafe { is_inbound(sk) } {
+        return false;
+    }
+    let task = task::current();
+    let refused = gate::reach(&task, &destination, gate, addressed);
+    if !refused && decide::holds(&KernelTables, &task) {
+        // SAFETY: as above.
+        unsafe { socket::remember(sk, &task) };
+    }
+    refused
+}
+
+/// Whether the socket is an accepted connection on which the bundle permits answers.
+///
+/// # Safety
+///
+/// As [`socket::record`].
+#[inline(always)]
+unsafe fn is_inbound(sk: *const bpf_sock) -> bool {
+    use enforcer_common::tables::Tables;
+    // SAFETY: the caller's promise.
+    let Some(record) = (unsafe { socket::record(sk) }) else {
+        return false;
+    };
+    // SAFETY: the record lives as long as the socket.
+    let inbound = unsafe { (*record).inbound } != 0;
+    inbound
+        && KernelTables
+            .bundle()
+            .is_some_and(|bundle| bundle.inbound_permitted != 0)
+}
+
+/// `connect(2)` on IPv4, and what connects without it (TCP fast open).
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    respond::cgroup(try_sock_addr(&ctx, false, Gate::CgroupConnect))
+}
+
+/// `connect(2)` on IPv6; TCP to an IPv4-mapped address comes here too.
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    respond::cgroup(try_sock_addr(&ctx, true, Gate::CgroupConnect))
+}
+
+/// Unconnected UDP on IPv4; to an IPv4-mapped address it comes here too.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    respond::cgroup(try_sock_addr(&ctx, false, Gate::CgroupSendmsg))
+}
+
+/// Unconnected UDP on IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    respond::cgroup(try_sock_addr(&ctx, true, Gate::CgroupSendmsg))
+}
+
+#[inline(always)]
+fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
+    let addr = ctx.sock_addr;
+    // SAFETY: the context of a socket-address program; fields are read at their own width, as the
+    // verifier demands.
+    let (address, port, protocol, sk) = unsafe {
+        let address = if v6 {
+            let words = [
+                core::ptr::read_volatile(&raw const (*addr).user_ip6[0]),
+                core::ptr::read_volatile(&raw const (*addr).user_ip6[1]),
+                core::ptr::read_volatile(&raw const (*addr).user_ip6[2]),
+                core::ptr::read_volatile(&raw const (*addr).user_ip6[3]),
+            ];
+            let mut bytes = [0; 16];
+            let mut i = 0;
+            while i < 4 {
+                let word = words[i].to_ne_bytes();
+                bytes[4 * i] = word[0];
+                bytes[4 * i + 1] = word[1];
+                bytes[4 * i + 2] = word[2];
+                bytes[4 * i + 3] = word[3];
+                i += 1;
+            }
+            Address(bytes)
+        } else {
+            Address::from_v4(core::ptr::read_volatile(&raw const (*addr).user_ip4).to_ne_bytes())
+        };
+        let port = u16::from_be(core::ptr::read_volatile(&raw const (*addr).user_port) as u16);
+        let protocol = core::ptr::read_volatile(&raw const (*addr).protocol) as u16;
+        (address, port, protocol, (*addr).__bindgen_anon_1.sk)
+    };
+    let destination = Destination::new(address, port, socket::protocol(protocol));
+    if sk.is_null() {
+        return false;
+    }
+    if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
+        let task = task::current();
+        let refused = gate::reach_quietly(&task, &destination, gate);
+        if !refused && decide::holds(&KernelTables, &task) {
+            // SAFETY: the context's socket, checked above.
+            unsafe { socket::remember(sk, &task) };
+        }
+        return refused;
+    }
+    // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
+    // SAFETY: the context's socket, checked above.
+    match unsafe { socket::record(sk) } {
+        // SAFETY: the record lives as long as the socket.
+        Some(record) if unsafe { (*record).used } != 0 => {
+            // SAFETY: as above.
+            let task: Task = unsafe { (*record).task };
+            gate::reach_quietly(&task, &destination, gate)
+        }
+        _ => false,
+    }
+}
+
+/// Every packet that a socket sends, on its way out.
+#[cgroup_skb]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    respond::cgroup(packet::egress(&ctx))
+}
+
+/// TCP state changes: an accepted connection is marked as such.
+#[sock_ops]
+pub fn tcp_established(ctx: SockOpsContext) -> u32 {
+    if ctx.op() == PASSIVE_ESTABLISHED {
+        // SAFETY: the context of a sock-ops program; the socket is checked.
+        unsafe {
+            let sk = (*ctx.ops).__bindgen_anon_2.sk;
+            if !sk.is_null()
+                && let Some(record) = socket::record_or_new(sk)
+            {
+                (*record).inbound = 1;
+            }
+        }
+    }
+    1
+}
+
+/// `void d_instantiate(struct dentry *dentry, struct inode *inode)`
+#[lsm(hook = "d_instantiate")]
+pub fn d_instantiate(ctx: LsmContext) -> i32 {
+    watch::appears(
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(1) as u64,
+    );
+    respond::PERMIT
+}
+
+/// `int inode_rename(struct inode *old_dir, struct dentry *old_dentry, struct inode *new_dir,
+/// struct dentry *new_dentry)`: protected before the name changes, over-protected if that then fails.
+#[lsm(hook = "inode_rename")]
+pub fn inode_rename(ctx: LsmContext) -> i32 {
+    let old = ctx.arg::<*const u8>(1) as u64;
+    let new = ctx.arg::<*const u8>(3) as u64;
+    let protected = watch::appears(new, read(old + offset!(dentry_inode)));
+    respond::lsm(ctx.arg(4), !protected)
+}
+
+/// `int inode_link(struct dentry *old_dentry, struct inode *dir, struct dentry *new_dentry)`
+#[lsm(hook = "inode_link")]
+pub fn inode_link(ctx: LsmContext) -> i32 {
+    let old = ctx.arg::<*const u8>(0) as u64;
+    let new = ctx.arg::<*const u8>(2) as u64;
+    let protected = watch::appears(new, read(old + offset!(dentry_inode)));
+    respond::lsm(ctx.arg(3), !protected)
+}
+
+/// `void inode_free_security(struct inode *inode)`
+#[lsm(hook = "inode_free_security")]
+pub fn inode_free_security(ctx: LsmContext) -> i32 {
+    watch::freed(ctx.arg::<*const u8>(0) as u64);
+    respond::PERMIT
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, in the parent, before the
+/// child can run.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    lifecycle::forked(
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(1) as u64,
+    );
+    0
+}
+
+/// `sched_process_exit(struct task_struct *p)`
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    lifecycle::exited(ctx.arg::<*const u8>(0) as u64);
+    0
+}
+
+/// `cgroup_mkdir(struct cgroup *cgrp, const char *path)`
+#[btf_tracepoint(function = "cgroup_mkdir")]
+pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
+    lifecycle::created(
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(1) as u64,
+    );
+    0
+}
+
+/// `cgroup_rmdir(struct cgroup *cgrp, const char *path)`
+#[btf_tracepoint(function = "cgroup_rmdir")]
+pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
+    lifecycle::removed(
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(1) as u64,
+    );
+    0
+}
+
+/// `cgroup_attach_task(struct cgroup *dst_cgrp, const char *path, struct task_struct *task,
+/// bool threadgroup)`
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
+    lifecycle::attached(
+        ctx.arg::<*const u8>(0) as u64,
+        ctx.arg::<*const u8>(2) as u64,
+    );
+    0
+}

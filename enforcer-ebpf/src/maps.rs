@@ -1,0 +1,176 @@
+//! The maps, and the constants that the daemon sets before loading.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::SkStorage,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+};
+use enforcer_common::{
+    capacity,
+    ids::{CgroupId, CredentialId, Generation, InodeKey, PortSetId, Tgid, Tid},
+    layout::Offsets,
+    tables::{
+        Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, Grant,
+        GrantKey, HolderKey, PortKey, ScopeKey, SocketRecord, Subject, SubjectKey, Versioned,
+        Watch,
+    },
+    watch::{ChildKey, Node, Pattern, PatternKey},
+};
+
+/// Member offsets of the running kernel, set at load time.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Offsets = Offsets {
+    file_inode: 0,
+    file_mode: 0,
+    file_path: 0,
+    path_dentry: 0,
+    inode_ino: 0,
+    inode_sb: 0,
+    inode_generation: 0,
+    inode_mode: 0,
+    inode_nlink: 0,
+    inode_ctime_sec: 0,
+    inode_ctime_nsec: 0,
+    sb_dev: 0,
+    dentry_parent: 0,
+    dentry_inode: 0,
+    dentry_name: 0,
+    task_mm: 0,
+    task_leader: 0,
+    task_tgid: 0,
+    task_start: 0,
+    task_signal: 0,
+    task_parent: 0,
+    signal_live: 0,
+    mm_exe: 0,
+    cgroup_root: 0,
+    cgroup_self: 0,
+    css_parent: 0,
+    root_hierarchy: 0,
+    cgroup_kn: 0,
+    kn_id: 0,
+    kn_name: 0,
+    socket_sk: 0,
+    sk_protocol: 0,
+    sk_family: 0,
+    sk_dport: 0,
+    sk_daddr: 0,
+    sk_v6_daddr: 0,
+    msg_name: 0,
+};
+
+/// 1 where cgroup socket-address programs can read the current task (6.1 can, 5.10 cannot); set at load
+/// time by trying.
+#[unsafe(no_mangle)]
+pub static TASK_IN_CGROUP_PROGRAMS: u32 = 0;
+
+/// Process of the daemon, whose own opens are captures and not uses.
+#[map]
+pub static DAEMON: Array<Tgid> = Array::with_max_entries(1, 0);
+
+/// The generation in force; one store swaps the bundle.
+#[map]
+pub static GENERATION: Array<Generation> = Array::with_max_entries(1, 0);
+
+/// Descriptions of the bundle in force and of the next or previous one, by the generation's last bit.
+#[map]
+pub static BUNDLES: Array<Bundle> = Array::with_max_entries(2, 0);
+
+/// Protected files.
+#[map]
+pub static FILES: HashMap<InodeKey, Versioned<CredentialId>> =
+    HashMap::with_max_entries(capacity::FILES, BPF_F_NO_PREALLOC);
+
+/// Protected endpoints.
+#[map]
+pub static ENDPOINTS: HashMap<EndpointKey, Versioned<CredentialId>> =
+    HashMap::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// Credentials of each generation.
+#[map]
+pub static CREDENTIALS: HashMap<CredentialKey, Credential> =
+    HashMap::with_max_entries(capacity::CREDENTIALS, BPF_F_NO_PREALLOC);
+
+/// Selectors of each generation.
+#[map]
+pub static SUBJECTS: HashMap<SubjectKey, Subject> =
+    HashMap::with_max_entries(capacity::SUBJECTS, BPF_F_NO_PREALLOC);
+
+/// Entitlements.
+#[map]
+pub static GRANTS: HashMap<GrantKey, Grant> =
+    HashMap::with_max_entries(capacity::GRANTS, BPF_F_NO_PREALLOC);
+
+/// Destination addresses.
+#[map]
+pub static SCOPES: LpmTrie<ScopeKey, PortSetId> = LpmTrie::with_max_entries(capacity::SCOPES, 0);
+
+/// Destination ports.
+#[map]
+pub static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(capacity::PORTS, 0);
+
+/// Who holds what. Preallocated: a read must not fail for want of memory, and never an LRU: a holding is
+/// not forgotten.
+#[map]
+pub static HOLDERS: HashMap<HolderKey, CredentialId> =
+    HashMap::with_max_entries(capacity::HOLDERS, 0);
+
+/// What each cgroup is.
+#[map]
+pub static CGROUPS: HashMap<CgroupId, Cgroup> =
+    HashMap::with_max_entries(capacity::CGROUPS, BPF_F_NO_PREALLOC);
+
+/// What cgroups yet to be created will mean, by path or unit name.
+#[map]
+pub static CGROUP_NAMES: HashMap<CgroupName, Versioned<enforcer_common::ids::IdentityId>> =
+    HashMap::with_max_entries(capacity::CGROUP_NAMES, BPF_F_NO_PREALLOC);
+
+/// Watched directories.
+#[map]
+pub static WATCHES: HashMap<InodeKey, Watch> =
+    HashMap::with_max_entries(capacity::WATCHES, BPF_F_NO_PREALLOC);
+
+/// Literal steps of the watch tree.
+#[map]
+pub static CHILDREN: HashMap<ChildKey, enforcer_common::ids::WatchNode> =
+    HashMap::with_max_entries(capacity::WATCH_NODES, BPF_F_NO_PREALLOC);
+
+/// Wildcard steps of the watch tree.
+#[map]
+pub static PATTERNS: HashMap<PatternKey, Pattern> =
+    HashMap::with_max_entries(capacity::WATCH_NODES, BPF_F_NO_PREALLOC);
+
+/// Nodes of the watch tree that are credentials.
+#[map]
+pub static NODES: HashMap<enforcer_common::ids::WatchNode, Node> =
+    HashMap::with_max_entries(capacity::WATCH_NODES, BPF_F_NO_PREALLOC);
+
+/// Opens of daemon threads that want the file's key.
+#[map]
+pub static CAPTURES: HashMap<Tid, Capture> = HashMap::with_max_entries(capacity::CAPTURES, 0);
+
+/// Facts of the last call on a socket; freed with it by the kernel (5.10 has it for LSM programs).
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+/// 1 once a holding could not be recorded for a process in no instance: from then on every such process
+/// is judged as if it held too much.
+#[map]
+pub static UNACCOUNTED: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Records that did not fit, by [`enforcer_common::event::Ring`].
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
+
+/// Denials.
+#[map]
+pub static DENIALS: RingBuf = RingBuf::with_byte_size(capacity::DENIALS_RING_BYTES, 0);
+
+/// Allowed uses, and what monitor mode would have denied.
+#[map]
+pub static USES: RingBuf = RingBuf::with_byte_size(capacity::USES_RING_BYTES, 0);
+
+/// Notices to the daemon.
+#[map]
+pub static NOTICES: RingBuf = RingBuf::with_byte_size(capacity::NOTICES_RING_BYTES, 0);

@@ -1,0 +1,37 @@
+//! The decision alone, run by `BPF_PROG_TEST_RUN` on facts in a packet: for comparing kernel and host.
+#![no_std]
+#![no_main]
+#![allow(missing_docs, reason = "the program macros make public functions without the docs of ours")]
+
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, macros::classifier, programs::TcContext};
+use aya_ebpf::EbpfContext;
+use enforcer_common::{
+    decide,
+    replay::{CASE_OFFSET, Case, encode},
+};
+use enforcer_ebpf::tables::KernelTables;
+
+/// Decides the case that follows an Ethernet header in the packet. Returns the verdict, encoded.
+#[classifier]
+pub fn replay(ctx: TcContext) -> i32 {
+    let mut case = Case::default();
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: writes the size of `Case`, of which every bit pattern is a value.
+    let failed = unsafe {
+        bpf_skb_load_bytes(
+            skb.cast(),
+            CASE_OFFSET as u32,
+            (&raw mut case).cast(),
+            size_of::<Case>() as u32,
+        )
+    };
+    if failed != 0 {
+        return -1;
+    }
+    let verdict = if case.is_reach != 0 {
+        decide::reach(&KernelTables, case.now, &case.task, &case.destination)
+    } else {
+        decide::read(&KernelTables, case.now, &case.task, case.credential)
+    };
+    encode(&verdict) as i32
+}

@@ -1,0 +1,47 @@
+//! From a verdict to what the kernel does, in one place.
+
+use aya_ebpf::helpers::generated::bpf_send_signal;
+use enforcer_common::{
+    event::taken,
+    verdict::{Action, Verdict},
+};
+
+/// What an LSM hook returns to refuse: `-EPERM`.
+pub const REFUSE: i32 = -1;
+/// What an LSM hook returns to let the call go on.
+pub const PERMIT: i32 = 0;
+
+const SIGKILL: u32 = 9;
+
+/// Carries out a verdict on the current task's call. Returns what was done, one of [`taken`].
+///
+/// The signal is pending before the call returns, so that no further instruction of the process runs.
+#[inline(always)]
+pub fn act(verdict: &Verdict) -> u8 {
+    if !verdict.refuses() {
+        return taken::NOTHING;
+    }
+    // SAFETY: a helper on a number, for the current task.
+    if matches!(verdict.action, Action::Kill) && unsafe { bpf_send_signal(SIGKILL) } == 0 {
+        return taken::KILLED;
+    }
+    taken::REFUSED
+}
+
+/// The LSM hook's return value: an earlier program's refusal stands.
+#[inline(always)]
+pub fn lsm(earlier: i32, refuse: bool) -> i32 {
+    if earlier != 0 {
+        earlier
+    } else if refuse {
+        REFUSE
+    } else {
+        PERMIT
+    }
+}
+
+/// A cgroup program's return value: 1 goes on, 0 fails with EPERM or drops the packet.
+#[inline(always)]
+pub fn cgroup(refuse: bool) -> i32 {
+    if refuse { 0 } else { 1 }
+}

@@ -1,0 +1,29 @@
+//! The bundle: who may use which credential, where, and until when.
+//!
+//! [`load()`] reads it from a YAML (or JSON) file or a directory of them, [`parse`] from texts. What they return is
+//! checked as a whole, or it is the list of all [`Mistakes`]: nothing is ever half applied.
+//!
+//! Text becomes a tree that knows its lines (`document`), the tree becomes a draft by the fields of the schema
+//! (`decode`, `schema`, `values`), and the draft becomes a [`Bundle`] once its parts agree (`validate`).
+
+mod decode;
+mod document;
+mod load;
+mod mistake;
+mod model;
+mod schema;
+mod validate;
+mod values;
+
+pub use load::{MAX_BYTES, load, parse};
+pub use mistake::{LoadError, Mistake, Mistakes};
+pub use model::{
+    Action, Approval, Bundle, Credential, Defaults, Destination, Entitlement, Executable, Inbound,
+    Match, Metadata, Mode, OnExpiry, PortRange, Protocols, Source, Target, User, Workload,
+};
+
+/// Most entitlements for the same workload and credential: as many as the kernel compares.
+pub const MAX_GRANTS: usize = 4;
+
+/// Most ports and port ranges of one destination.
+pub const MAX_PORT_RANGES: usize = 8;

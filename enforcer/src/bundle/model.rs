@@ -1,0 +1,272 @@
+//! What a bundle means, once it has been read: plain values, each of them already checked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use globset::Glob;
+use ipnet::IpNet;
+use jiff::{Timestamp, civil::Date};
+
+/// A whole, consistent bundle: every reference in it resolves, and every value is in range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bundle {
+    /// Who issued it, which version it is, and when it was and ceases to be good.
+    pub metadata: Metadata,
+    /// What holds where an entitlement says nothing.
+    pub defaults: Defaults,
+    /// Workloads that handle everybody's secrets; each has an [`Executable`]. Recorded, never holders.
+    pub trusted: Vec<Match>,
+    /// Destinations every holder may reach.
+    pub baseline: Vec<Destination>,
+    /// The secret material under governance, with unique ids and no source in two of them.
+    pub credentials: Vec<Credential>,
+    /// The workloads, with unique ids and no two with the same selectors.
+    pub workloads: Vec<Workload>,
+    /// Who may use what, with unique ids; at most [`MAX_GRANTS`](super::MAX_GRANTS) for the same workload and credential.
+    pub entitlements: Vec<Entitlement>,
+    /// SHA-256 of the source texts in their order, in lower-case hex: changes when any text does,
+    /// even if the meaning stays. File names are not part of it.
+    pub digest: String,
+}
+
+/// Where a bundle comes from and how long it is good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// The governance service that issued the bundle.
+    pub issuer: String,
+    /// 1 or more; a later bundle of the same issuer has a higher one.
+    pub version: u64,
+    /// When it was issued.
+    pub issued_at: Option<Timestamp>,
+    /// From when on [`Defaults::on_expiry`] rules; later than `issued_at`. `None` never expires.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// What holds where nothing more specific is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Mode of entitlements that name none, and of uses no entitlement covers.
+    pub mode: Mode,
+    /// Action of entitlements that name none, and after uses no entitlement covers.
+    pub action: Action,
+    /// Whether holders may answer on connections they accepted.
+    pub inbound: Inbound,
+    /// What becomes of uses once the bundle has expired.
+    pub on_expiry: OnExpiry,
+}
+
+/// Whether a use outside the entitlements is refused or only recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Refuse it.
+    #[default]
+    Enforce,
+    /// Permit it, and record what would have been denied.
+    Monitor,
+}
+
+/// What follows a denial in [`Mode::Enforce`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// The call fails with `EPERM`.
+    #[default]
+    Block,
+    /// The call fails, and the process gets `SIGKILL`.
+    Kill,
+}
+
+/// Whether a holder may answer on connections it accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Inbound {
+    /// It may.
+    #[default]
+    Permit,
+    /// It may not.
+    Deny,
+}
+
+/// What becomes of uses once the bundle itself has expired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnExpiry {
+    /// They are denied, with the reason `bundle-expired`.
+    #[default]
+    Deny,
+    /// They are permitted and recorded.
+    Monitor,
+}
+
+/// Secret material under governance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// Unique among the credentials.
+    pub id: String,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// If set, a reach must be covered by an entitlement for this very credential, whatever else is held.
+    pub exclusive: bool,
+    /// Where it can be read; never empty.
+    pub sources: Vec<Source>,
+}
+
+/// One place a credential can be read from.
+///
+/// Paths are absolute, in normal form, and as seen from the host's root. Two sources may still name
+/// one inode (links, a pattern and a path, a file below a directory): only the node can know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// One file.
+    File(PathBuf),
+    /// The files an absolute pattern matches. `*` and `?` stay within one path component, `**` does not.
+    Files(Glob),
+    /// Everything below a directory; never the root.
+    Directory(PathBuf),
+    /// A network endpoint that hands the secret out. IPv4-mapped IPv6 addresses are IPv4 here.
+    Endpoint(SocketAddr),
+}
+
+impl Source {
+    /// Whether this is a place in the file system, so that reading it makes a holder of the reader.
+    #[must_use]
+    pub fn is_path(&self) -> bool {
+        !matches!(self, Self::Endpoint(_))
+    }
+}
+
+/// A set of processes under one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique among the workloads.
+    pub id: String,
+    /// Which processes; never by [`Match::user`] alone.
+    pub selectors: Match,
+}
+
+/// The facts that select processes; all that are given must hold. At least one is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Match {
+    /// The program they run.
+    pub executable: Option<Executable>,
+    /// The user they run as. Narrows the other selectors; is no identity by itself.
+    pub user: Option<User>,
+    /// A cgroup on the host and all below it: absolute path from the cgroup root, such as
+    /// `/system.slice/foo.service`; never the root itself.
+    pub cgroup: Option<String>,
+    /// A unit with processes of its own, such as `backup.service`.
+    pub systemd_unit: Option<String>,
+}
+
+/// A program on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Executable {
+    /// Absolute, in normal form.
+    pub path: PathBuf,
+    /// SHA-256 of its content, if the content matters.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// A user, by name or number.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum User {
+    /// A name, for the node to look up.
+    Name(String),
+    /// A uid; never `u32::MAX`.
+    Id(u32),
+}
+
+/// "This workload may use this credential at these destinations, in this time."
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entitlement {
+    /// Unique among the entitlements.
+    pub id: String,
+    /// Id of a [`Workload`] of the same bundle.
+    pub workload: String,
+    /// Id of a [`Credential`] of the same bundle.
+    pub credential: String,
+    /// Where a holder may go. Empty: it may read, and reach nowhere.
+    pub destinations: Vec<Destination>,
+    /// In force from this time on; earlier than `valid_until`.
+    pub valid_from: Option<Timestamp>,
+    /// In force until just before this time.
+    pub valid_until: Option<Timestamp>,
+    /// Instead of [`Defaults::mode`].
+    pub mode: Option<Mode>,
+    /// Instead of [`Defaults::action`].
+    pub action: Option<Action>,
+    /// Who agreed to it.
+    pub approval: Option<Approval>,
+}
+
+/// Who agreed to an entitlement, and when to look at it again. Recorded, not enforced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Approval {
+    /// The person or group.
+    pub approver: Option<String>,
+    /// Where the decision is written down.
+    pub ticket: Option<String>,
+    /// The day by which it is to be reviewed.
+    pub review_by: Option<Date>,
+}
+
+/// Somewhere a holder may send to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// Which addresses.
+    pub target: Target,
+    /// Which ports, at most [`MAX_PORT_RANGES`](super::MAX_PORT_RANGES); empty means all of them.
+    pub ports: Vec<PortRange>,
+    /// Which protocols. [`Protocols::ICMP`] never comes with ports.
+    pub protocols: Protocols,
+}
+
+/// Which addresses a [`Destination`] covers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A network in normal form, without host bits; a plain address is a network of one.
+    /// IPv4-mapped IPv6 is IPv4 here. An IPv6 network means IPv6 only: `::/0` covers no IPv4.
+    Cidr(IpNet),
+    /// A DNS name in lower case, without a final dot; never an address.
+    Host(String),
+}
+
+/// Ports `first` to `last`, both included; `1 <= first <= last`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+/// A set of transport protocols.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Protocols(u8);
+
+impl Protocols {
+    /// TCP.
+    pub const TCP: Self = Self(1);
+    /// UDP.
+    pub const UDP: Self = Self(2);
+    /// ICMP for IPv4 and ICMPv6 for IPv6.
+    pub const ICMP: Self = Self(4);
+    /// Every protocol there is a name for.
+    pub const ANY: Self = Self::TCP.union(Self::UDP).union(Self::ICMP);
+
+    /// What is in either.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` is in this set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// TCP and UDP: what a destination means that names no protocol.
+impl Default for Protocols {
+    fn default() -> Self {
+        Self::TCP.union(Self::UDP)
+    }
+}

@@ -1,0 +1,67 @@
+//! Credentials and their sources.
+
+use crate::bundle::decode::{At, Fields, Shape};
+use crate::bundle::mistake::{Place, Report};
+use crate::bundle::model::{Credential, Source};
+use crate::bundle::values;
+
+use super::label;
+
+pub(in crate::bundle) const CREDENTIAL: Shape = Shape {
+    what: "a credential",
+    fields: &["id", "owner", "exclusive", "sources"],
+    later: &["follow"],
+};
+const SOURCE: Shape = Shape {
+    what: "a source",
+    fields: &["file", "directory", "endpoint"],
+    later: &[
+        "kubernetesSecret",
+        "serviceAccountToken",
+        "systemdCredential",
+        "socket",
+        "environment",
+        "catalogue",
+    ],
+};
+
+pub(in crate::bundle) struct CredentialDraft {
+    pub credential: Credential,
+    /// One for each source.
+    pub places: Vec<Place>,
+}
+
+pub(in crate::bundle) fn credential(
+    id: &str,
+    fields: &Fields<'_>,
+    report: &mut Report,
+) -> Option<CredentialDraft> {
+    let owner = fields.optional(report, "owner", label);
+    let exclusive = fields.optional(report, "exclusive", |at, report| at.flag(report));
+    let sources = fields.required(report, "sources", |at, report| {
+        let sources = at.list(report, "sources", source)?;
+        if sources.is_empty() {
+            return at.refuse(report, "got an empty list, expected at least one source");
+        }
+        Some(sources)
+    });
+    let (sources, places) = sources?.into_iter().unzip();
+    let credential = Credential {
+        id: id.to_owned(),
+        owner: owner?,
+        exclusive: exclusive?.unwrap_or(false),
+        sources,
+    };
+    Some(CredentialDraft { credential, places })
+}
+
+fn source(at: At<'_>, report: &mut Report) -> Option<(Source, Place)> {
+    let fields = at.fields(report, &SOURCE)?;
+    let (name, at) = fields.exactly_one(report, SOURCE.fields)?;
+    let source = at.parsed(report, |text| match name {
+        "file" => values::file(text),
+        "directory" => values::directory(text),
+        _ => values::endpoint(text),
+    })?;
+    Some((source, at.place()))
+}

@@ -1,0 +1,288 @@
+//! The fields of a bundle: from the trees of its documents to a draft whose parts are right each for itself.
+
+mod credential;
+mod destination;
+mod entitlement;
+mod workload;
+
+use jiff::Timestamp;
+
+use credential::{CREDENTIAL, credential};
+use destination::destination;
+use entitlement::{ENTITLEMENT, entitlement};
+use workload::{WORKLOAD, selectors, workload};
+
+pub(super) use credential::CredentialDraft;
+pub(super) use entitlement::{EntitlementDraft, Scope};
+
+use super::decode::{At, Fields, Shape};
+use super::mistake::{Place, Report};
+use super::model::{Action, Defaults, Destination, Inbound, Match, Metadata, Mode, OnExpiry};
+use super::values;
+
+const DOCUMENT: Shape = Shape {
+    what: "a bundle",
+    fields: &[
+        "apiVersion",
+        "kind",
+        "metadata",
+        "defaults",
+        "trusted",
+        "baseline",
+        "credentials",
+        "workloads",
+        "entitlements",
+    ],
+    later: &[],
+};
+const METADATA: Shape = Shape {
+    what: "`metadata`",
+    fields: &["issuer", "version", "issuedAt", "expiresAt"],
+    later: &[],
+};
+const DEFAULTS: Shape = Shape {
+    what: "`defaults`",
+    fields: &["mode", "action", "inbound", "onExpiry"],
+    later: &["onStale"],
+};
+const TRUSTED: Shape = Shape {
+    what: "a trusted workload",
+    fields: &["match"],
+    later: &[],
+};
+const BASELINE: Shape = Shape {
+    what: "`baseline`",
+    fields: &["destinations"],
+    later: &[],
+};
+
+const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("monitor", Mode::Monitor)];
+const ACTIONS: [(&str, Action); 2] = [("block", Action::Block), ("kill", Action::Kill)];
+const ACTIONS_LATER: [&str; 2] = ["kill-workload", "freeze"];
+const INBOUND: [(&str, Inbound); 2] = [("permit", Inbound::Permit), ("deny", Inbound::Deny)];
+const ON_EXPIRY: [(&str, OnExpiry); 2] = [("deny", OnExpiry::Deny), ("monitor", OnExpiry::Monitor)];
+
+/// What the documents say, before they are held against each other.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub metadata: Vec<Placed<Option<Metadata>>>,
+    pub defaults: Vec<Placed<Option<Defaults>>>,
+    pub trusted: Vec<Match>,
+    pub baseline: Vec<Destination>,
+    pub credentials: Vec<Named<CredentialDraft>>,
+    pub workloads: Vec<Named<Placed<Match>>>,
+    pub entitlements: Vec<Named<EntitlementDraft>>,
+    /// Something could not be read, so that what seems to be missing may be there.
+    pub incomplete: bool,
+}
+
+/// A value and where it stands.
+pub(super) struct Placed<T> {
+    pub value: T,
+    pub place: Place,
+}
+
+/// Something with an id. The id is kept even if the rest has a mistake: references to it are right.
+pub(super) struct Named<T> {
+    pub id: Placed<String>,
+    pub value: Option<T>,
+}
+
+/// Reads one document into the draft.
+pub(super) fn document(at: At<'_>, report: &mut Report, draft: &mut Draft) {
+    let before = draft.incomplete;
+    draft.incomplete = true;
+    for (name, word) in [("apiVersion", "enforcer.dev/v1"), ("kind", "Bundle")] {
+        if let Some(at) = at.lookup(name) {
+            let Some(()) = at.choice(report, &[(word, ())], &[]) else {
+                return;
+            };
+        }
+    }
+    let Some(fields) = at.fields(report, &DOCUMENT) else {
+        return;
+    };
+    draft.incomplete = before | fields.has_strangers();
+    for name in ["apiVersion", "kind"] {
+        fields.required(report, name, |_, _| Some(()));
+    }
+    if let Some(at) = fields.get("metadata") {
+        draft.metadata.push(Placed {
+            place: at.place(),
+            value: metadata(at, report),
+        });
+    }
+    if let Some(at) = fields.get("defaults") {
+        draft.defaults.push(Placed {
+            place: at.place(),
+            value: defaults(at, report),
+        });
+    }
+    if let Some(at) = fields.get("trusted") {
+        draft.trusted.extend(
+            at.list(report, "trusted workloads", trusted)
+                .unwrap_or_default(),
+        );
+    }
+    if let Some(at) = fields.get("baseline") {
+        draft
+            .baseline
+            .extend(baseline(at, report).unwrap_or_default());
+    }
+    let read = [
+        named(
+            &fields,
+            report,
+            "credentials",
+            &CREDENTIAL,
+            &mut draft.credentials,
+            credential,
+        ),
+        named(
+            &fields,
+            report,
+            "workloads",
+            &WORKLOAD,
+            &mut draft.workloads,
+            workload,
+        ),
+        named(
+            &fields,
+            report,
+            "entitlements",
+            &ENTITLEMENT,
+            &mut draft.entitlements,
+            entitlement,
+        ),
+    ];
+    draft.incomplete |= read.contains(&None);
+}
+
+/// The list under `name`, whose items have ids. `None` if some id is not known.
+fn named<T>(
+    fields: &Fields<'_>,
+    report: &mut Report,
+    name: &'static str,
+    shape: &Shape,
+    into: &mut Vec<Named<T>>,
+    decode: fn(&str, &Fields<'_>, &mut Report) -> Option<T>,
+) -> Option<()> {
+    let Some(at) = fields.get(name) else {
+        return Some(());
+    };
+    at.list(report, name, |at, report| {
+        let fields = at.fields(report, shape)?;
+        let id = fields.required(report, "id", |at, report| {
+            let value = at.text(report)?.to_owned();
+            if let Err(message) = values::id(&value) {
+                at.refuse::<()>(report, message);
+            }
+            Some(Placed {
+                value,
+                place: at.place(),
+            })
+        });
+        let value = decode(id.as_ref().map_or("", |id| &id.value), &fields, report);
+        into.push(Named { id: id?, value });
+        Some(())
+    })
+    .map(|_| ())
+}
+
+fn metadata(at: At<'_>, report: &mut Report) -> Option<Metadata> {
+    let fields = at.fields(report, &METADATA)?;
+    let issuer = fields.required(report, "issuer", label);
+    let version = fields.required(report, "version", |at, report| {
+        at.number(report, "a version", 1, u64::MAX)
+    });
+    let issued_at = fields.optional(report, "issuedAt", time);
+    let expires_at = fields.optional(report, "expiresAt", time);
+    in_order(
+        &fields,
+        report,
+        ("issuedAt", issued_at),
+        ("expiresAt", expires_at),
+    );
+    Some(Metadata {
+        issuer: issuer?,
+        version: version?,
+        issued_at: issued_at?,
+        expires_at: expires_at?,
+    })
+}
+
+fn defaults(at: At<'_>, report: &mut Report) -> Option<Defaults> {
+    let fields = at.fields(report, &DEFAULTS)?;
+    let mode = fields.optional(report, "mode", mode);
+    let action = fields.optional(report, "action", action);
+    let inbound = fields.optional(report, "inbound", |at, report| {
+        at.choice(report, &INBOUND, &[])
+    });
+    let on_expiry = fields.optional(report, "onExpiry", |at, report| {
+        at.choice(report, &ON_EXPIRY, &[])
+    });
+    Some(Defaults {
+        mode: mode?.unwrap_or_default(),
+        action: action?.unwrap_or_default(),
+        inbound: inbound?.unwrap_or_default(),
+        on_expiry: on_expiry?.unwrap_or_default(),
+    })
+}
+
+fn trusted(at: At<'_>, report: &mut Report) -> Option<Match> {
+    let fields = at.fields(report, &TRUSTED)?;
+    fields.required(report, "match", |at, report| {
+        let selectors = selectors(at, report)?;
+        if selectors.executable.is_none() {
+            let message =
+                "a trusted workload must be known by its program; add `executable: {path: ...}`";
+            return at.refuse(report, message);
+        }
+        Some(selectors)
+    })
+}
+
+fn baseline(at: At<'_>, report: &mut Report) -> Option<Vec<Destination>> {
+    let fields = at.fields(report, &BASELINE)?;
+    fields.required(report, "destinations", |at, report| {
+        at.list(report, "destinations", destination)
+    })
+}
+
+fn label(at: At<'_>, report: &mut Report) -> Option<String> {
+    at.parsed(report, values::label)
+}
+
+fn time(at: At<'_>, report: &mut Report) -> Option<Timestamp> {
+    at.parsed(report, values::time)
+}
+
+fn mode(at: At<'_>, report: &mut Report) -> Option<Mode> {
+    at.choice(report, &MODES, &[])
+}
+
+fn action(at: At<'_>, report: &mut Report) -> Option<Action> {
+    at.choice(report, &ACTIONS, &ACTIONS_LATER)
+}
+
+/// A field and what was read from it.
+type Time = (&'static str, Option<Option<Timestamp>>);
+
+/// Reports a window that ends before it begins.
+fn in_order(
+    fields: &Fields<'_>,
+    report: &mut Report,
+    (from_name, from): Time,
+    (until_name, until): Time,
+) {
+    let (Some(Some(from)), Some(Some(until)), Some(at)) = (from, until, fields.get(until_name))
+    else {
+        return;
+    };
+    if until <= from {
+        at.refuse::<()>(
+            report,
+            format!("got {until}, expected a time after `{from_name}`, which is {from}"),
+        );
+    }
+}

@@ -1,0 +1,4 @@
+//! The `enforcer` daemon, as a library: everything but the command line.
+
+pub mod bundle;
+pub mod kernel;

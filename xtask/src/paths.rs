@@ -1,0 +1,37 @@
+//! Where things are: the workspace, what was built in it, and the cache outside it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+/// The workspace's root.
+pub fn workspace() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// The directory for everything built, relative to the workspace whatever `CARGO_TARGET_DIR` says:
+/// `enforcer`'s build script looks for the eBPF objects there.
+pub fn target() -> PathBuf {
+    workspace().join("target")
+}
+
+/// The statically linked user-space programs.
+pub fn static_programs() -> PathBuf {
+    target().join("static/x86_64-unknown-linux-gnu/release")
+}
+
+/// The cache, shared by all checkouts: kernels are large and do not depend on the source.
+pub fn cache() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env::var_os("HOME").context(
+            "neither XDG_CACHE_HOME nor HOME is set: set one, kernels are cached below it",
+        )?)
+        .join(".cache"),
+    };
+    Ok(base.join("enforcer"))
+}

@@ -1,0 +1,47 @@
+//! Builds the eBPF objects, and then the programs that embed them.
+
+use anyhow::{Context as _, Result};
+
+use crate::{cmd, paths, toolchain};
+
+const HOST: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds everything that a guest runs.
+pub fn run() -> Result<()> {
+    ebpf()?;
+    user_space()
+}
+
+/// The linker's flags are in `.cargo/config.toml`.
+fn ebpf() -> Result<()> {
+    toolchain::bpf_linker().context("`bpf-linker` is not installed: try `cargo xtask setup`")?;
+    let toolchain = toolchain::Ebpf::find()?;
+    let mut cargo = toolchain.cargo();
+    cargo
+        .args(["build", "--package", "enforcer-ebpf", "--release"])
+        .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
+        .arg("--target-dir")
+        .arg(paths::target().join("ebpf"));
+    cmd::stream(&mut cargo).with_context(|| {
+        format!("cannot build the eBPF programs (with the {toolchain:?} toolchain)")
+    })
+}
+
+/// Static, so that they run in a guest, a container or a distroless image without anything else.
+fn user_space() -> Result<()> {
+    let mut cargo = toolchain::host_cargo();
+    cargo
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "enforcer",
+            "--package",
+            "enforcer-tests",
+        ])
+        .args(["--target", HOST, "--target-dir"])
+        .arg(paths::target().join("static"))
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    cmd::stream(&mut cargo).context("cannot build the user-space programs")
+}

@@ -1,0 +1,301 @@
+//! Every check, in stages; a failed stage does not hide what the later ones would say.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+    process::{Command, ExitCode},
+    sync::Mutex,
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::{
+    cmd,
+    kernels::{PROMISED, Wanted},
+    paths,
+    tally::Tally,
+    toolchain, vm,
+};
+
+/// As many guests at once; each is mostly one thread's work.
+const GUESTS: usize = 2;
+/// How much of a failed stage's log is shown.
+const LOG_LINES: usize = 40;
+/// Emulation is slow, and a guest that stands still is found out sooner than this.
+const GUEST_TIMEOUT_SECS: u64 = 3600;
+
+/// `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Boot only this kernel (may be repeated); otherwise every promised one
+    #[arg(long)]
+    kernel: Vec<Wanted>,
+    /// Run only this stage (may be repeated)
+    #[arg(long, value_name = "STAGE")]
+    only: Vec<Stage>,
+    /// Run only the guests' cases of this name
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Stage {
+    Setup,
+    Fmt,
+    Build,
+    Clippy,
+    Docs,
+    Unit,
+    Guest,
+}
+
+/// What a stage came to.
+struct Report {
+    ok: bool,
+    tally: Tally,
+}
+
+impl Report {
+    /// A stage that failed without a failed case still counts as one: the closing line must not look well.
+    fn new(ok: bool, mut tally: Tally) -> Self {
+        if !ok && tally.failed == 0 {
+            tally.failed = 1;
+        }
+        Self { ok, tally }
+    }
+}
+
+/// Runs the stages. The last line printed is the sum of all cases.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let logs = paths::target().join("test-logs");
+    fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    let chosen = |stage| args.only.is_empty() || args.only.contains(&stage);
+
+    let mut reports = Vec::new();
+    let mut built = true;
+    for stage in Stage::value_variants()
+        .iter()
+        .copied()
+        .filter(|stage| chosen(*stage))
+    {
+        if stage == Stage::Guest {
+            reports.extend(guests(args, &logs, built));
+        } else {
+            let report = on_this_machine(stage, &logs);
+            built = built && (report.ok || !matches!(stage, Stage::Build));
+            reports.push(report);
+        }
+    }
+    let ok = reports.iter().all(|report| report.ok);
+    let mut sum = Tally::default();
+    for report in &reports {
+        sum += report.tally;
+    }
+    println!("{sum}");
+    Ok(if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn on_this_machine(stage: Stage, logs: &Path) -> Report {
+    let name = format!("{stage:?}").to_lowercase();
+    let log = logs.join(format!("{name}.log"));
+    print!("stage {name} ... ");
+    // It is only for those who watch.
+    let _ = io::stdout().flush();
+    let start = Instant::now();
+    let result = commands(stage)
+        .and_then(|commands| run_all(commands, &log))
+        .and_then(|()| counted(stage, &log));
+    let tally = match stage {
+        Stage::Unit => Tally::of_cargo(&read(&log)),
+        _ => Tally::default(),
+    };
+    println!("{}", verdict(&result, start, &log));
+    Report::new(result.is_ok(), tally)
+}
+
+fn commands(stage: Stage) -> Result<Vec<Command>> {
+    let cargo = |words: &str| {
+        let mut cargo = toolchain::host_cargo();
+        cargo.args(words.split(' '));
+        cargo
+    };
+    let xtask = |task: &str| -> Result<Command> {
+        let mut xtask = Command::new(std::env::current_exe().context("cannot find xtask itself")?);
+        xtask.arg(task);
+        Ok(xtask)
+    };
+    Ok(match stage {
+        Stage::Setup => vec![xtask("setup")?],
+        Stage::Fmt => vec![cargo("fmt --all --check")],
+        Stage::Build => vec![xtask("build")?],
+        Stage::Clippy => vec![
+            cargo("clippy --workspace --exclude enforcer-ebpf --all-targets -- -D warnings"),
+            // As if for this machine: no toolchain that builds for eBPF has a clippy.
+            cargo("clippy --package enforcer-ebpf --lib --bins -- -D warnings"),
+        ],
+        Stage::Docs => {
+            let mut docs = cargo("doc --no-deps --workspace --exclude enforcer-ebpf");
+            docs.env("RUSTDOCFLAGS", "-D warnings");
+            vec![docs]
+        }
+        Stage::Unit => vec![cargo(
+            "test --workspace --exclude enforcer-ebpf --no-fail-fast",
+        )],
+        Stage::Guest => vec![],
+    })
+}
+
+fn run_all(commands: Vec<Command>, log: &Path) -> Result<()> {
+    let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    for mut command in commands {
+        cmd::stream(command.stdout(out.try_clone()?).stderr(out.try_clone()?))?;
+    }
+    Ok(())
+}
+
+/// No tests at all is what a broken test run looks like, too.
+fn counted(stage: Stage, log: &Path) -> Result<()> {
+    if stage == Stage::Unit && Tally::of_cargo(&read(log)).passed == 0 {
+        bail!("no test was run");
+    }
+    Ok(())
+}
+
+/// Boots all kernels, a few at a time.
+fn guests(args: &Args, logs: &Path, built: bool) -> Vec<Report> {
+    let kernels: Vec<Wanted> = if args.kernel.is_empty() {
+        PROMISED
+            .iter()
+            .filter_map(|kernel| kernel.parse().ok())
+            .collect()
+    } else {
+        args.kernel.clone()
+    };
+    if !built {
+        println!("stage guest ... FAILED (not run, since there is nothing to run: build failed)");
+        return kernels
+            .iter()
+            .map(|_| Report::new(false, Tally::default()))
+            .collect();
+    }
+    let queue = Mutex::new(kernels.into_iter());
+    let next = || queue.lock().ok()?.next();
+    let worker = || {
+        let mut reports = Vec::new();
+        while let Some(kernel) = next() {
+            reports.push(guest(kernel, args.filter.as_deref(), logs));
+        }
+        reports
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..GUESTS).map(|_| scope.spawn(worker)).collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|_| vec![Report::new(false, Tally::default())])
+            })
+            .collect()
+    })
+}
+
+fn guest(kernel: Wanted, filter: Option<&str>, logs: &Path) -> Report {
+    let name = match &kernel {
+        Wanted::Path(path) => path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        kernel => kernel.to_string(),
+    };
+    let log = logs.join(format!("guest-{name}.log"));
+    let start = Instant::now();
+    let result = run_guest(kernel, filter, &log);
+    let tally = Tally::of_guest(&read(&log));
+    let result = result.and_then(|()| complete(tally));
+    println!("stage guest {name} ... {}", verdict(&result, start, &log));
+    Report::new(result.is_ok(), tally.unwrap_or_default())
+}
+
+fn run_guest(kernel: Wanted, filter: Option<&str>, log: &Path) -> Result<()> {
+    let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    let options = vm::Options {
+        timeout: GUEST_TIMEOUT_SECS,
+        ..vm::Options::for_kernel(kernel)
+    };
+    let mut command = "enforcer-tests guest".to_owned();
+    if let Some(filter) = filter {
+        command.push_str(&format!(" --filter '{}'", filter.replace('\'', r"'\''")));
+    }
+    let outcome = vm::run(&options, &command, out)?;
+    match &outcome {
+        vm::Outcome::Exited(0) => Ok(()),
+        vm::Outcome::Exited(status) => bail!("`{command}` ended with status {status}, expected 0"),
+        failed => bail!("{}", failed.report().unwrap_or_default()),
+    }
+}
+
+/// On a promised kernel every case can be run, so one that was skipped is one that is not kept.
+fn complete(tally: Option<Tally>) -> Result<()> {
+    match tally {
+        None => bail!("no line `N passed, N failed, N skipped` in the guest's output"),
+        Some(Tally { failed: 1.., .. }) => bail!("cases failed"),
+        Some(Tally { skipped: 1.., .. }) => bail!("cases were skipped"),
+        Some(Tally { passed: 0, .. }) => bail!("no case was run"),
+        Some(_) => Ok(()),
+    }
+}
+
+fn verdict(result: &Result<()>, start: Instant, log: &Path) -> String {
+    let seconds = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => format!("ok ({seconds:.1} s)"),
+        Err(error) => format!(
+            "FAILED ({seconds:.1} s)\n{error:#}\nlast lines of {}:\n{}",
+            log.display(),
+            cmd::tail_of_file(log, LOG_LINES)
+        ),
+    }
+}
+
+fn read(log: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_complete(passed: u64, failed: u64, skipped: u64) -> bool {
+        complete(Some(Tally {
+            passed,
+            failed,
+            skipped,
+        }))
+        .is_ok()
+    }
+
+    #[test]
+    fn a_guest_must_run_cases_and_all_of_them() {
+        assert!(is_complete(1, 0, 0));
+        assert!(!is_complete(1, 1, 0));
+        assert!(!is_complete(1, 0, 1));
+        assert!(!is_complete(0, 0, 0));
+        assert!(complete(None).is_err());
+    }
+
+    #[test]
+    fn a_failed_stage_shows_in_the_sum() {
+        assert_eq!(Report::new(false, Tally::default()).tally.failed, 1);
+        assert_eq!(Report::new(true, Tally::default()).tally.failed, 0);
+    }
+}
