@@ -1,7 +1,7 @@
 //! How much each table holds, and why that much.
 
 /// Entitlements for one workload and one credential that can be in the tables together. Four windows or
-/// destination sets for the same pair are already unusual; the loop over them is unrolled by the verifier.
+/// destination sets for the same pair are already unusual, and the verifier walks through each.
 pub const GRANTS_PER_PAIR: u32 = 4;
 
 /// Credentials one holder can have read. A login session of an operator reads a dozen; more than this is

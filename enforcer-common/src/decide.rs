@@ -9,8 +9,8 @@ use crate::capacity::{GRANTS_PER_PAIR, HELD_PER_HOLDER};
 use crate::facts::Task;
 use crate::ids::{BootNs, CredentialId, EntitlementId};
 use crate::tables::{
-    Bundle, Credential, CredentialKey, Grant, GrantKey, Holder, HolderKey, SubjectKey, Tables,
-    action, mode,
+    Bundle, Credential, CredentialKey, Grant, GrantKey, Grants, Holder, HolderKey, SubjectKey,
+    Tables, action, mode,
 };
 use crate::verdict::{Action, Mode, Reason, Verdict};
 
@@ -142,9 +142,9 @@ pub fn reach<T: Tables>(
     let Some(bundle) = tables.bundle() else {
         return Verdict::PASS;
     };
-    if !holds(tables, task) {
+    let Some(holder) = holder(tables, task) else {
         return Verdict::PASS;
-    }
+    };
     let question = Question {
         now,
         task,
@@ -163,37 +163,25 @@ pub fn reach<T: Tables>(
     let mut exclusively_denied = false;
     let mut governed = false;
     let mut key = HolderKey {
-        holder: Holder::instance(task.instance),
+        holder,
         slot: 0,
         reserved: 0,
     };
-    let mut steps = 0;
-    while steps < 2 * HELD_PER_HOLDER + 2 {
-        steps += 1;
-        let Some(credential) = held(tables, task, &key) else {
-            // Slots are filled without a gap: the rest of this holder's are empty too.
-            if key.holder.start.0 != 0 {
-                break;
-            }
-            key.holder = Holder::process(task.tgid, task.start);
-            key.slot = 0;
-            continue;
+    while key.slot <= HELD_PER_HOLDER {
+        let Some(credential) = tables.held(&key) else {
+            // Slots are filled without a gap.
+            break;
         };
-        if key.slot == HELD_PER_HOLDER {
-            // The mark that this holder has read more than can be tracked.
+        key.slot += 1;
+        if key.slot > HELD_PER_HOLDER {
+            // The mark that there were more than can be tracked.
             governed = true;
             exclusively_denied = true;
             if (Reason::TooManyHeld as u8) < denied.reason as u8 {
                 denied = Nearest::of(&bundle, Reason::TooManyHeld, CredentialId(0));
             }
-            if key.holder.start.0 != 0 {
-                break;
-            }
-            key.holder = Holder::process(task.tgid, task.start);
-            key.slot = 0;
-            continue;
+            break;
         }
-        key.slot += 1;
         let Some(info) = info(tables, &bundle, credential) else {
             // The bundle no longer governs it: as good as not held.
             continue;
@@ -218,7 +206,7 @@ pub fn reach<T: Tables>(
     if !governed {
         return Verdict::PASS;
     }
-    if tables.covers(bundle.baseline, destination) {
+    if tables.covers(bundle.baseline, destination) != 0 {
         return Nearest::of(&bundle, Reason::BundleExpired, CredentialId(0)).permitted(&question);
     }
     match permitted {
@@ -227,29 +215,27 @@ pub fn reach<T: Tables>(
     }
 }
 
-/// Whether `task` holds anything, itself or through its instance.
+/// The holder that `task` belongs to: its workload instance if that holds anything, or else its process
+/// if that does. What a process brings into an instance, the instance holds.
 #[inline(always)]
-pub fn holds<T: Tables>(tables: &T, task: &Task) -> bool {
-    let instance = HolderKey {
-        holder: Holder::instance(task.instance),
-        slot: 0,
-        reserved: 0,
-    };
-    let process = HolderKey {
-        holder: Holder::process(task.tgid, task.start),
-        slot: 0,
-        reserved: 0,
-    };
-    held(tables, task, &instance).is_some() || held(tables, task, &process).is_some()
+pub fn holder<T: Tables>(tables: &T, task: &Task) -> Option<Holder> {
+    let instance = Holder::instance(task.instance);
+    if task.instance.0 != 0 && holds(tables, instance) {
+        return Some(instance);
+    }
+    let process = Holder::process(task.tgid, task.start);
+    holds(tables, process).then_some(process)
 }
 
-/// One slot of one of the task's holders; a task in no instance has no instance holdings.
 #[inline(always)]
-fn held<T: Tables>(tables: &T, task: &Task, key: &HolderKey) -> Option<CredentialId> {
-    if key.holder.start.0 == 0 && task.instance.0 == 0 {
-        return None;
-    }
-    tables.held(key)
+fn holds<T: Tables>(tables: &T, holder: Holder) -> bool {
+    tables
+        .held(&HolderKey {
+            holder,
+            slot: 0,
+            reserved: 0,
+        })
+        .is_some()
 }
 
 #[inline(always)]
@@ -298,33 +284,23 @@ fn search<T: Tables>(
         if subject.trusted != 0 {
             return Found::Trusted;
         }
-        let mut slot = 0;
-        while slot < GRANTS_PER_PAIR && subject.matched.0 != 0 && !permitted {
-            let Some(grant) = tables.grant(&GrantKey {
-                subject: subject.matched,
-                credential,
-                slot,
-            }) else {
-                break;
-            };
-            slot += 1;
-            match misfit(tables, question, &grant) {
-                Some(reason) => nearest.consider(reason, &grant),
-                None => {
-                    nearest.take(&grant);
-                    permitted = true;
-                }
-            }
+        if permitted {
+            continue;
+        }
+        if let Some(grants) = tables.grants(&GrantKey {
+            subject: subject.matched,
+            credential,
+        }) {
+            permitted = weigh(tables, question, grants, nearest);
         }
         if subject.near.0 != 0
             && !permitted
-            && let Some(grant) = tables.grant(&GrantKey {
+            && let Some(grants) = tables.grants(&GrantKey {
                 subject: subject.near,
                 credential,
-                slot: 0,
             })
         {
-            nearest.consider(Reason::WrongExecutable, &grant);
+            nearest.consider(Reason::WrongExecutable, &grants.grants[0]);
         }
     }
     if permitted {
@@ -334,17 +310,35 @@ fn search<T: Tables>(
     }
 }
 
-/// What in an entitlement does not fit; `None` if it permits.
+/// Whether one of `grants` permits. Leaves in `nearest` it or what came closest.
 #[inline(always)]
-fn misfit<T: Tables>(tables: &T, question: &Question<'_>, grant: &Grant) -> Option<Reason> {
-    if question.now.0 >= grant.valid_until.0 {
-        return Some(Reason::Expired);
+fn weigh<T: Tables>(
+    tables: &T,
+    question: &Question<'_>,
+    grants: &Grants,
+    nearest: &mut Nearest,
+) -> bool {
+    let (covered, otherwise) = match question.destination {
+        Some((destination, reason)) => (tables.covers(grants.scope, destination), reason),
+        None => (u32::MAX, Reason::OutsideDestination),
+    };
+    let mut slot = 0;
+    while slot < GRANTS_PER_PAIR as usize {
+        if slot as u32 >= grants.count {
+            break;
+        }
+        let grant = &grants.grants[slot];
+        if question.now.0 >= grant.valid_until.0 {
+            nearest.consider(Reason::Expired, grant);
+        } else if question.now.0 < grant.valid_from.0 {
+            nearest.consider(Reason::NotYetValid, grant);
+        } else if covered >> slot & 1 == 0 {
+            nearest.consider(otherwise, grant);
+        } else {
+            nearest.take(grant);
+            return true;
+        }
+        slot += 1;
     }
-    if question.now.0 < grant.valid_from.0 {
-        return Some(Reason::NotYetValid);
-    }
-    match question.destination {
-        Some((destination, reason)) if !tables.covers(grant.scope, destination) => Some(reason),
-        _ => None,
-    }
+    false
 }

@@ -6,7 +6,7 @@
 //! The daemon writes everything for the next generation, then stores one number.
 
 use crate::address::{Address, Destination};
-use crate::capacity::{KEYS_PER_CAPTURE, NODES_PER_WATCH};
+use crate::capacity::{GRANTS_PER_PAIR, KEYS_PER_CAPTURE, NODES_PER_WATCH};
 use crate::ids::{
     BootNs, CgroupId, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, InodeKey,
     PortSetId, ScopeId, SubjectId, Tgid, Uid, WatchNode,
@@ -215,20 +215,28 @@ pub struct GrantKey {
     pub subject: SubjectId,
     /// May use what.
     pub credential: CredentialId,
-    /// Counts the grants of the pair from 0, without a gap.
-    pub slot: u32,
 }
 
-/// Value of the grants table: one entitlement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Value of the grants table: the entitlements of one subject to one credential, and where to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Grants {
+    /// The destinations of all of them: bit `n` of what [`Tables::covers`] says is for `grants[n]`.
+    pub scope: ScopeId,
+    /// How many there are.
+    pub count: u32,
+    /// The entitlements, `count` of them.
+    pub grants: [Grant; GRANTS_PER_PAIR as usize],
+}
+
+/// One entitlement.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Grant {
     /// In force from this moment on.
     pub valid_from: BootNs,
     /// In force until just before this moment.
     pub valid_until: BootNs,
-    /// Where to.
-    pub scope: ScopeId,
     /// Which entitlement this is.
     pub entitlement: EntitlementId,
     /// A [`Mode`].
@@ -236,7 +244,7 @@ pub struct Grant {
     /// An [`Action`].
     pub action: u8,
     /// Always 0.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
 }
 
 /// Key of the scopes table (longest prefix match) after the prefix length.
@@ -390,10 +398,10 @@ pub trait Tables {
     fn credential(&self, key: &CredentialKey) -> Option<Credential>;
     /// The workloads behind a key.
     fn subject(&self, key: &SubjectKey) -> Option<Subject>;
-    /// One entitlement.
-    fn grant(&self, key: &GrantKey) -> Option<Grant>;
-    /// Whether the scope includes the destination.
-    fn covers(&self, scope: ScopeId, destination: &Destination) -> bool;
+    /// The entitlements of a subject to a credential.
+    fn grants(&self, key: &GrantKey) -> Option<&Grants>;
+    /// Which entitlements of the scope include the destination, a bit for each.
+    fn covers(&self, scope: ScopeId, destination: &Destination) -> u32;
     /// The credential in one slot of a holder.
     fn held(&self, key: &HolderKey) -> Option<CredentialId>;
 }
@@ -427,8 +435,9 @@ sizes! {
     CredentialKey = 8,
     SubjectKey = 40,
     Subject = 12,
-    GrantKey = 12,
-    Grant = 32,
+    GrantKey = 8,
+    Grant = 24,
+    Grants = 104,
     ScopeKey = 20,
     PortKey = 7,
     Holder = 16,

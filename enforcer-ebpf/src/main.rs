@@ -123,7 +123,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         None
     };
     let addressed = named.is_some();
-    if !addressed && !decide::holds(&KernelTables, &task::current_holder()) {
+    if !addressed && !decide::holder(&KernelTables, &task::current_holder()).is_some() {
         return false;
     }
     let Some(destination) = named.or_else(|| socket::peer(sk as u64, family, protocol)) else {
@@ -135,7 +135,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
     }
     let task = task::current();
     let refused = gate::reach(&task, &destination, gate, addressed);
-    if !refused && decide::holds(&KernelTables, &task) {
+    if !refused && decide::holder(&KernelTables, &task).is_some() {
         // SAFETY: as above.
         unsafe { socket::remember(sk, &task) };
     }
@@ -224,7 +224,7 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
         let task = task::current();
         let refused = gate::reach_quietly(&task, &destination, gate);
-        if !refused && decide::holds(&KernelTables, &task) {
+        if !refused && decide::holder(&KernelTables, &task).is_some() {
             // SAFETY: the context's socket, checked above.
             unsafe { socket::remember(sk, &task) };
         }

@@ -11,8 +11,8 @@ use enforcer_common::{
     ids::{CgroupId, CredentialId, Generation, InodeKey, PortSetId, Tgid, Tid},
     layout::Offsets,
     tables::{
-        Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, Grant,
-        GrantKey, HolderKey, PortKey, ScopeKey, SocketRecord, Subject, SubjectKey, Versioned,
+        Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey,
+        Grants, HolderKey, PortKey, ScopeKey, SocketRecord, Subject, SubjectKey, Versioned,
         Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
@@ -99,14 +99,14 @@ pub static SUBJECTS: HashMap<SubjectKey, Subject> =
 
 /// Entitlements.
 #[map]
-pub static GRANTS: HashMap<GrantKey, Grant> =
+pub static GRANTS: HashMap<GrantKey, Grants> =
     HashMap::with_max_entries(capacity::GRANTS, BPF_F_NO_PREALLOC);
 
 /// Destination addresses.
 #[map]
 pub static SCOPES: LpmTrie<ScopeKey, PortSetId> = LpmTrie::with_max_entries(capacity::SCOPES, 0);
 
-/// Destination ports.
+/// Destination ports, and which entitlements they are of, a bit for each.
 #[map]
 pub static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(capacity::PORTS, 0);
 

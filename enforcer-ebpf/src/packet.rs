@@ -74,7 +74,7 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
         by_cgroup.classified = 1;
     }
     let holds_by_call = match &by_call {
-        Some(task) => enforcer_common::decide::holds(&KernelTables, task),
+        Some(task) => enforcer_common::decide::holder(&KernelTables, task).is_some(),
         None => false,
     };
     let elsewhere = match &by_call {
@@ -82,7 +82,7 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
         None => true,
     };
     let holds_by_cgroup =
-        elsewhere && enforcer_common::decide::holds(&KernelTables, &by_cgroup);
+        elsewhere && enforcer_common::decide::holder(&KernelTables, &by_cgroup).is_some();
     if !holds_by_call && !holds_by_cgroup {
         return false;
     }

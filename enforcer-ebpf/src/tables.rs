@@ -5,7 +5,7 @@ use enforcer_common::{
     address::Destination,
     ids::{CredentialId, ScopeId},
     tables::{
-        Bundle, Credential, CredentialKey, Grant, GrantKey, HolderKey, PortKey, ScopeKey, Subject,
+        Bundle, Credential, CredentialKey, GrantKey, Grants, HolderKey, PortKey, ScopeKey, Subject,
         SubjectKey, Tables,
     },
 };
@@ -41,13 +41,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn grant(&self, key: &GrantKey) -> Option<Grant> {
-        // SAFETY: copied at once.
-        unsafe { GRANTS.get(key) }.copied()
+    fn grants(&self, key: &GrantKey) -> Option<&Grants> {
+        // SAFETY: not preallocated, so a removed entry is freed only after the program has ended (RCU).
+        unsafe { GRANTS.get(key) }
     }
 
     #[inline(always)]
-    fn covers(&self, scope: ScopeId, destination: &Destination) -> bool {
+    fn covers(&self, scope: ScopeId, destination: &Destination) -> u32 {
         let address = Key::new(
             ScopeKey::FULL_BITS,
             ScopeKey {
@@ -56,7 +56,7 @@ impl Tables for KernelTables {
             },
         );
         let Some(ports) = SCOPES.get(&address).copied() else {
-            return false;
+            return 0;
         };
         let port = Key::new(
             PortKey::FULL_BITS,
@@ -66,7 +66,7 @@ impl Tables for KernelTables {
                 port: destination.port.to_be_bytes(),
             },
         );
-        PORTS.get(&port).is_some()
+        PORTS.get(&port).copied().unwrap_or(0)
     }
 
     #[inline(always)]

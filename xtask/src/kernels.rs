@@ -318,7 +318,7 @@ fn choose<'a>(releases: &'a [String], wanted: &Wanted) -> Option<&'a str> {
     highest(releases.iter().filter(|r| series(r) == Some(nearest)))
 }
 
-/// What to do when none of this works, for whoever calls [`get`].
+/// Fails if the image is not there, as when the cache was half removed.
 pub fn check_image(kernel: &Kernel) -> Result<()> {
     if !kernel.image.is_file() {
         bail!(
