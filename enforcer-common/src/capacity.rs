@@ -4,9 +4,9 @@
 /// destination sets for the same pair are already unusual, and the verifier walks through each.
 pub const GRANTS_PER_PAIR: u32 = 4;
 
-/// Credentials one holder can have read. A login session of an operator reads a dozen; more than this is
+/// Credentials one holder can have read. A service reads one or two, an operator's session a few; more than this is
 /// remembered as overflow, and overflow denies.
-pub const HELD_PER_HOLDER: u32 = 16;
+pub const HELD_PER_HOLDER: u64 = 8;
 
 /// Files and directory members under protection: 50,000 secret files on a node, with room for doubling.
 pub const FILES: u32 = 131_072;
@@ -21,7 +21,7 @@ pub const WATCH_NODES: u32 = 131_072;
 pub const NODES_PER_WATCH: usize = 4;
 
 /// Patterns with a wildcard that one node of that tree can have.
-pub const PATTERNS_PER_NODE: u32 = 8;
+pub const PATTERNS_PER_NODE: u32 = 4;
 
 /// Distinct combinations of executable, user and cgroup selectors, for two bundles during a swap.
 pub const SUBJECTS: u32 = 65_536;

@@ -1,102 +1,134 @@
 //! The decision: facts and tables in, a verdict out.
 //!
-//! Compiled into the eBPF programs and into the daemon. For the verifier of 5.10 the loops have constant
-//! bounds; for its 512 bytes of stack over all frames, the steps are functions of their own and hand
-//! small values on.
+//! Compiled into the eBPF programs and into the daemon, so written with the verifier of 5.10 in mind:
+//! - loops have constant bounds;
+//! - 512 bytes of stack must do for all frames, so the steps are functions that hand on one word;
+//! - a constant that is compared later keeps paths apart that could be walked as one. What is known so far
+//!   is therefore one number ([`Rank`]), and starts from [`Bundle::zero`], which is 0 but which the
+//!   verifier does not know: a hundred thousand instructions instead of millions.
 
-use crate::address::Destination;
-use crate::capacity::{GRANTS_PER_PAIR, HELD_PER_HOLDER};
+use crate::address::{Address, Destination};
+use crate::branchless::{all_ones, less, opaque, reload};
+use crate::capacity::HELD_PER_HOLDER;
 use crate::facts::Task;
-use crate::ids::{BootNs, CredentialId, EntitlementId};
+use crate::ids::{BootNs, CredentialId, EntitlementId, SubjectId};
 use crate::tables::{
-    Bundle, Credential, CredentialKey, Grant, GrantKey, Grants, Holder, HolderKey, SubjectKey,
-    Tables, action, mode,
+    Bundle, Credential, CredentialKey, Grant, GrantKey, Holder, HolderKey, SubjectKey, Tables,
 };
-use crate::verdict::{Action, Mode, Reason, Verdict};
+use crate::verdict::{Reason, Verdict};
 
-/// What is asked, the same for every credential that is looked at.
-struct Question<'a> {
-    now: BootNs,
-    task: &'a Task,
-    bundle: Bundle,
-    /// The destination, and why it is refused if an entitlement in force does not cover it. `None` for a
-    /// read.
-    destination: Option<(&'a Destination, Reason)>,
+/// The workloads a task belongs to: for each selector mask those that match it in the upper half of the
+/// word, and those that would with another executable in the lower.
+type Subjects = [u64; SubjectKey::MASKS as usize];
+
+/// Fills in the workloads `task` belongs to. Returns 1 if it is trusted.
+#[inline(never)]
+fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mut Subjects) -> u64 {
+    let mut trusted = bundle.zero;
+    let mut mask = 0;
+    while mask < found.len() as u64 {
+        let current = mask as usize & (found.len() - 1);
+        mask = opaque(mask + 1);
+        if bundle.masks & (1 << current) != 0
+            && let Some(subject) =
+                tables.subject(&SubjectKey::of(task, bundle.generation, current as u32))
+        {
+            found[current] = u64::from(subject.matched.0) << 32 | u64::from(subject.near.0);
+            trusted |= u64::from(subject.trusted);
+        }
+    }
+    trusted
 }
 
-/// What one credential says.
+/// What is known of an answer, with the entitlement behind it, in one number: the smaller, the more it
+/// says. Bits 56 and up rank: 0 trusted, 1 permitted, then a reason, plus 1. Below come mode (byte 5) and
+/// action (byte 4), turned round so that of two equal ranks the stricter is the smaller, then the holder's
+/// slot with the credential (bits 28 to 31), and the entitlement's number.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Found {
-    /// The task is trusted.
-    Trusted,
-    /// An entitlement permits.
-    Permitted,
-    /// None does.
-    Denied,
-}
+struct Rank(u64);
 
-/// The entitlement that permits; or the nearest one, and what in it did not fit.
-#[derive(Clone, Copy)]
-struct Nearest {
-    reason: Reason,
-    mode: Mode,
-    action: Action,
-    credential: CredentialId,
-    entitlement: EntitlementId,
-}
+impl Rank {
+    const TRUSTED: u64 = 0;
+    const PERMITTED: u64 = 1;
+    const SLOT_SHIFT: u32 = 28;
+    /// For an answer that is not about one credential.
+    const NO_SLOT: u64 = 0xf;
 
-impl Nearest {
-    /// Nothing known yet but what the bundle says of denials.
+    /// The rank of a reason.
     #[inline(always)]
-    fn of(bundle: &Bundle, reason: Reason, credential: CredentialId) -> Self {
-        Self {
+    const fn denied(reason: Reason) -> u64 {
+        reason as u64 + 1
+    }
+
+    /// An answer that no entitlement goes with.
+    #[inline(always)]
+    fn bare(bundle: &Bundle, rank: u64) -> Self {
+        let rank = rank + reload(&bundle.zero);
+        Self::new(
+            rank,
+            reload(&bundle.mode),
+            reload(&bundle.action),
+            EntitlementId(0),
+        )
+    }
+
+    /// An answer of one entitlement.
+    #[inline(always)]
+    fn of(rank: u64, grant: &Grant) -> Self {
+        Self::new(rank, grant.mode, grant.action, grant.entitlement)
+    }
+
+    #[inline(always)]
+    fn new(rank: u64, mode: u8, action: u8, entitlement: EntitlementId) -> Self {
+        Self(
+            rank << 56
+                | (mode as u64 ^ 1) << 40
+                | (action as u64 ^ 1) << 32
+                | entitlement.0 as u64,
+        )
+    }
+
+    #[inline(always)]
+    fn rank(self) -> u64 {
+        self.0 >> 56
+    }
+
+    /// The one that says more, without a branch.
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
+        Self(self.0 ^ ((self.0 ^ other.0) & all_ones(less(other.0, self.0))))
+    }
+
+    /// The same, of the credential in this slot of the holder.
+    #[inline(always)]
+    fn in_slot(self, slot: u64) -> Self {
+        Self(self.0 | slot << Self::SLOT_SHIFT)
+    }
+
+    /// The slot of the credential, or one that no holder has.
+    #[inline(always)]
+    fn slot(self) -> u64 {
+        self.0 >> Self::SLOT_SHIFT & 0xf
+    }
+
+    /// The answer. An entitlement permits only as long as the bundle it stands in is good.
+    #[inline(always)]
+    fn verdict(self, bundle: &Bundle, now: BootNs, credential: CredentialId) -> Verdict {
+        let rank = self.rank();
+        let mut reason = less(Self::PERMITTED, rank) * rank.wrapping_sub(1);
+        let mut mode = self.0 >> 40 ^ 1;
+        if rank == Self::PERMITTED && now.0 >= bundle.expires.0 {
+            reason = Reason::BundleExpired as u64;
+            mode = u64::from(bundle.on_expiry);
+        }
+        Verdict::new(
             reason,
-            mode: bundle.mode(),
-            action: bundle.action(),
+            rank == Self::TRUSTED,
+            mode,
+            self.0 >> 32 ^ 1,
             credential,
-            entitlement: EntitlementId(0),
-        }
-    }
-
-    /// Keeps `reason` if it is more specific than what was known. Of two equal ones the first stays.
-    #[inline(always)]
-    fn consider(&mut self, reason: Reason, grant: &Grant) {
-        if (reason as u8) < self.reason as u8 {
-            self.reason = reason;
-            self.take(grant);
-        }
-    }
-
-    #[inline(always)]
-    fn take(&mut self, grant: &Grant) {
-        self.entitlement = grant.entitlement;
-        self.mode = mode(grant.mode);
-        self.action = action(grant.action);
-    }
-
-    #[inline(always)]
-    fn verdict(&self, denied: Option<Reason>) -> Verdict {
-        Verdict {
-            denied,
-            governed: true,
-            trusted: false,
-            mode: self.mode,
-            action: self.action,
-            credential: self.credential,
-            entitlement: self.entitlement,
-        }
-    }
-
-    /// Permits, unless the bundle has expired.
-    #[inline(always)]
-    fn permitted(&self, question: &Question<'_>) -> Verdict {
-        if question.now.0 < question.bundle.expires.0 {
-            return self.verdict(None);
-        }
-        Verdict {
-            mode: mode(question.bundle.on_expiry),
-            ..self.verdict(Some(Reason::BundleExpired))
-        }
+            EntitlementId(self.0 as u32 & Verdict::ID_MAX),
+        )
     }
 }
 
@@ -109,24 +141,15 @@ pub fn read<T: Tables>(tables: &T, now: BootNs, task: &Task, credential: Credent
     let Some(bundle) = tables.bundle() else {
         return Verdict::PASS;
     };
-    let question = Question {
-        now,
-        task,
-        bundle,
-        destination: None,
-    };
-    let Some(info) = info(tables, &bundle, credential) else {
+    let Some(info) = info(tables, bundle, credential) else {
         return Verdict::PASS;
     };
-    let mut nearest = Nearest::of(&bundle, unmatched(task, info), credential);
-    match search(tables, &question, credential, &mut nearest) {
-        Found::Trusted => Verdict {
-            trusted: true,
-            ..nearest.verdict(None)
-        },
-        Found::Permitted => nearest.permitted(&question),
-        Found::Denied => nearest.verdict(Some(nearest.reason)),
-    }
+    let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
+    let trusted = find_subjects(tables, bundle, task, &mut subjects);
+    search(tables, now, &Destination::NONE, &subjects, &bundle.zero, credential)
+        .or(unmatched(bundle, task, info))
+        .or(if_trusted(bundle, trusted))
+        .verdict(bundle, now, credential)
 }
 
 /// May `task` send to `destination` now, given what it holds?
@@ -142,203 +165,198 @@ pub fn reach<T: Tables>(
     let Some(bundle) = tables.bundle() else {
         return Verdict::PASS;
     };
-    let Some(holder) = holder(tables, task) else {
-        return Verdict::PASS;
-    };
-    let question = Question {
-        now,
-        task,
-        bundle,
-        destination: Some((
-            destination,
-            if destination.address.is_loopback() {
-                Reason::LocalPeer
-            } else {
-                Reason::OutsideDestination
-            },
-        )),
-    };
-    let mut denied = Nearest::of(&bundle, Reason::BundleExpired, CredentialId(0));
-    let mut permitted: Option<Nearest> = None;
-    let mut exclusively_denied = false;
-    let mut governed = false;
     let mut key = HolderKey {
-        holder,
+        holder: Holder::instance(task.instance),
         slot: 0,
-        reserved: 0,
     };
-    while key.slot <= HELD_PER_HOLDER {
+    if !find_holder(tables, task, &mut key) {
+        return Verdict::PASS;
+    }
+    let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
+    if find_subjects(tables, bundle, task, &mut subjects) != 0 {
+        return Verdict::PASS;
+    }
+    let nothing = Rank::bare(bundle, Rank::denied(Reason::BundleExpired)).in_slot(Rank::NO_SLOT);
+    let mut best = nothing;
+    let mut denied = nothing;
+    // Not zero once something held is governed; bit 32 is set once something exclusive does not cover.
+    let mut seen = bundle.zero;
+    let mut slot = 0;
+    while slot < HELD_PER_HOLDER {
+        key.slot = slot;
+        slot = opaque(slot + 1);
+        // Slots are filled without a gap.
         let Some(credential) = tables.held(&key) else {
-            // Slots are filled without a gap.
             break;
         };
-        key.slot += 1;
-        if key.slot > HELD_PER_HOLDER {
-            // The mark that there were more than can be tracked.
-            governed = true;
-            exclusively_denied = true;
-            if (Reason::TooManyHeld as u8) < denied.reason as u8 {
-                denied = Nearest::of(&bundle, Reason::TooManyHeld, CredentialId(0));
-            }
-            break;
-        }
-        let Some(info) = info(tables, &bundle, credential) else {
-            // The bundle no longer governs it: as good as not held.
+        // What the bundle does not govern is as good as not held.
+        let Some(info) = info(tables, bundle, credential) else {
             continue;
         };
-        governed = true;
-        let mut nearest = Nearest::of(&bundle, unmatched(task, info), credential);
-        match search(tables, &question, credential, &mut nearest) {
-            Found::Trusted => return Verdict::PASS,
-            Found::Permitted => {
-                if permitted.is_none() {
-                    permitted = Some(nearest);
-                }
-            }
-            Found::Denied => {
-                exclusively_denied |= info.has(Credential::EXCLUSIVE);
-                if (nearest.reason as u8) < denied.reason as u8 {
-                    denied = nearest;
-                }
-            }
-        }
+        let found = search(tables, now, destination, &subjects, &bundle.zero, credential)
+            .or(unmatched(bundle, task, info))
+            .in_slot(key.slot);
+        let permitted = all_ones(less(found.rank(), Rank::PERMITTED + 1));
+        seen |= u64::from(credential.0)
+            | u64::from(info.flags & Credential::EXCLUSIVE) << 32 & !permitted;
+        best = best.or(found);
+        denied = denied.or(Rank(found.0 | permitted));
     }
-    if !governed {
+    key.slot = HELD_PER_HOLDER;
+    if tables.held(&key).is_some() {
+        // More was read than can be tracked.
+        seen = u64::MAX;
+        denied = denied
+            .or(Rank::bare(bundle, Rank::denied(Reason::TooManyHeld)).in_slot(Rank::NO_SLOT));
+    }
+    if seen == 0 {
         return Verdict::PASS;
     }
-    if tables.covers(bundle.baseline, destination) != 0 {
-        return Nearest::of(&bundle, Reason::BundleExpired, CredentialId(0)).permitted(&question);
+    let mut answer = best;
+    if tables.baseline(bundle.baseline, &destination.address, destination.transport()) {
+        answer = Rank::bare(bundle, Rank::PERMITTED).in_slot(Rank::NO_SLOT);
+    } else if seen >> 32 != 0 {
+        answer = denied;
     }
-    match permitted {
-        Some(nearest) if !exclusively_denied => nearest.permitted(&question),
-        _ => denied.verdict(Some(denied.reason)),
-    }
+    key.slot = answer.slot();
+    let credential = tables.held(&key).unwrap_or_default();
+    answer.verdict(bundle, now, credential)
 }
 
-/// The holder that `task` belongs to: its workload instance if that holds anything, or else its process
-/// if that does. What a process brings into an instance, the instance holds.
+/// Whether `task` holds anything, itself or through its instance.
 #[inline(always)]
-pub fn holder<T: Tables>(tables: &T, task: &Task) -> Option<Holder> {
-    let instance = Holder::instance(task.instance);
-    if task.instance.0 != 0 && holds(tables, instance) {
-        return Some(instance);
-    }
-    let process = Holder::process(task.tgid, task.start);
-    holds(tables, process).then_some(process)
+pub fn holds<T: Tables>(tables: &T, task: &Task) -> bool {
+    let mut key = HolderKey {
+        holder: Holder::instance(task.instance),
+        slot: 0,
+    };
+    find_holder(tables, task, &mut key)
 }
 
+/// Finds the holder that `task` belongs to: its workload instance if that holds anything, or else its
+/// process if that does. What a process brings into an instance, the instance holds. `key` comes as the
+/// instance's first slot.
 #[inline(always)]
-fn holds<T: Tables>(tables: &T, holder: Holder) -> bool {
-    tables
-        .held(&HolderKey {
-            holder,
-            slot: 0,
-            reserved: 0,
-        })
-        .is_some()
+fn find_holder<T: Tables>(tables: &T, task: &Task, key: &mut HolderKey) -> bool {
+    if task.instance.0 != 0 && tables.held(key).is_some() {
+        return true;
+    }
+    key.holder = Holder::process(task.tgid, task.start);
+    tables.held(key).is_some()
 }
 
 #[inline(always)]
 fn info<T: Tables>(tables: &T, bundle: &Bundle, credential: CredentialId) -> Option<Credential> {
-    tables.credential(&CredentialKey {
-        generation: bundle.generation,
-        credential,
-    })
+    tables.credential(&CredentialKey::new(bundle.generation, credential))
 }
 
-/// The reason that holds when no entitlement comes near.
+/// The answer if no entitlement comes near: three reasons in a row, from the most specific. The credential
+/// has entitlements and the cgroup is known; it has none; the cgroup is not known.
 #[inline(always)]
-fn unmatched(task: &Task, info: Credential) -> Reason {
-    if !info.has(Credential::ENTITLED) {
-        Reason::NoEntitlement
-    } else if task.classified == 0 {
-        Reason::UnclassifiedWorkload
-    } else {
-        Reason::WrongWorkload
-    }
+fn unmatched(bundle: &Bundle, task: &Task, info: Credential) -> Rank {
+    let entitled = u64::from(info.flags / Credential::ENTITLED & 1);
+    let unclassified = u64::from(reload(&task.classified) & 1 ^ 1);
+    Rank::bare(
+        bundle,
+        Rank::denied(Reason::WrongWorkload) + (entitled ^ 1) + 2 * (entitled & unclassified),
+    )
 }
 
-/// Looks for an entitlement of the task to `credential` that answers the question, and leaves in
-/// `nearest` it or what came closest.
-#[inline(never)]
+/// The answer for a trusted task; if `trusted` is 0, one that every other is better than.
+#[inline(always)]
+fn if_trusted(bundle: &Bundle, trusted: u64) -> Rank {
+    Rank(Rank::bare(bundle, Rank::TRUSTED).0 | all_ones(trusted ^ 1))
+}
+
+/// The best of what the entitlements of `subjects` to `credential` say; all bits set if there are none.
+#[inline(always)]
 fn search<T: Tables>(
     tables: &T,
-    question: &Question<'_>,
+    now: BootNs,
+    destination: &Destination,
+    subjects: &Subjects,
+    zero: &u64,
     credential: CredentialId,
-    nearest: &mut Nearest,
-) -> Found {
-    let mut permitted = false;
+) -> Rank {
+    let mut best = Rank(u64::MAX);
     let mut mask = 0;
-    while mask < SubjectKey::MASKS {
-        let current = mask;
-        mask += 1;
-        if question.bundle.masks & (1 << current) == 0 {
-            continue;
+    while mask < subjects.len() as u64 {
+        // A sum, so that what a branch below teaches the verifier is not about the array: it would walk the
+        // loop again for every combination.
+        let subject = subjects[mask as usize & (subjects.len() - 1)].wrapping_add(reload(zero));
+        mask = opaque(mask + 1);
+        if subject >> 32 != 0 {
+            let key = GrantKey::new(SubjectId((subject >> 32) as u32), credential);
+            let to = reload(destination);
+            best = best.or(Rank(tables.weigh(key, now, &to.address, to.transport())));
         }
-        let Some(key) = SubjectKey::of(question.task, question.bundle.generation, current) else {
-            continue;
-        };
-        let Some(subject) = tables.subject(&key) else {
-            continue;
-        };
-        if subject.trusted != 0 {
-            return Found::Trusted;
-        }
-        if permitted {
-            continue;
-        }
-        if let Some(grants) = tables.grants(&GrantKey {
-            subject: subject.matched,
-            credential,
-        }) {
-            permitted = weigh(tables, question, grants, nearest);
-        }
-        if subject.near.0 != 0
-            && !permitted
-            && let Some(grants) = tables.grants(&GrantKey {
-                subject: subject.near,
-                credential,
-            })
-        {
-            nearest.consider(Reason::WrongExecutable, &grants.grants[0]);
+        if subject as u32 != 0 {
+            let key = GrantKey::new(SubjectId(subject as u32), credential);
+            best = best.or(Rank(tables.near(key)));
         }
     }
-    if permitted {
-        Found::Permitted
-    } else {
-        Found::Denied
+    best
+}
+
+/// What it says that another executable would have the grants behind `key`, as a [`Rank`]; all bits set if
+/// there are none.
+#[inline(always)]
+pub fn near<T: Tables + ?Sized>(tables: &T, key: GrantKey) -> u64 {
+    match tables.grants(&key) {
+        Some(grants) => Rank::of(Rank::denied(Reason::WrongExecutable), &grants.grants[0]).0,
+        None => u64::MAX,
     }
 }
 
-/// Whether one of `grants` permits. Leaves in `nearest` it or what came closest.
+/// Why an entitlement in force that does not cover the address is refused: a loopback address is another
+/// process here.
 #[inline(always)]
-fn weigh<T: Tables>(
-    tables: &T,
-    question: &Question<'_>,
-    grants: &Grants,
-    nearest: &mut Nearest,
-) -> bool {
-    let (covered, otherwise) = match question.destination {
-        Some((destination, reason)) => (tables.covers(grants.scope, destination), reason),
-        None => (u32::MAX, Reason::OutsideDestination),
-    };
-    let mut slot = 0;
-    while slot < GRANTS_PER_PAIR as usize {
-        if slot as u32 >= grants.count {
-            break;
-        }
-        let grant = &grants.grants[slot];
-        if question.now.0 >= grant.valid_until.0 {
-            nearest.consider(Reason::Expired, grant);
-        } else if question.now.0 < grant.valid_from.0 {
-            nearest.consider(Reason::NotYetValid, grant);
-        } else if covered >> slot & 1 == 0 {
-            nearest.consider(otherwise, grant);
-        } else {
-            nearest.take(grant);
-            return true;
-        }
-        slot += 1;
+fn elsewhere(address: &Address) -> Reason {
+    if address.is_loopback() {
+        Reason::LocalPeer
+    } else {
+        Reason::OutsideDestination
     }
-    false
+}
+
+/// The best of what the grants behind `key` say to a destination, as a [`Rank`]: without a branch, so every slot is
+/// weighed, and unused ones count for nothing. All bits set if there are none.
+/// Without a `transport`, as for a read, nothing need be covered.
+#[inline(always)]
+pub fn weigh<T: Tables + ?Sized>(
+    tables: &T,
+    key: GrantKey,
+    now: BootNs,
+    address: &Address,
+    transport: u64,
+) -> u64 {
+    let mut best = Rank(u64::MAX);
+    let Some(grants) = tables.grants(&key) else {
+        return best.0;
+    };
+    let mut covered = u64::MAX;
+    if transport != 0 {
+        covered = u64::from(tables.covers(grants.scope, address, transport));
+    }
+    // A byte for each combination of not ended, begun and covered.
+    let ranks = u64::from_le_bytes([
+        Rank::denied(Reason::Expired) as u8,
+        Rank::denied(Reason::Expired) as u8,
+        Rank::denied(Reason::Expired) as u8,
+        Rank::denied(Reason::Expired) as u8,
+        Rank::denied(Reason::NotYetValid) as u8,
+        Rank::denied(Reason::NotYetValid) as u8,
+        Rank::denied(elsewhere(address)) as u8,
+        Rank::PERMITTED as u8,
+    ]);
+    let mut slot = 0;
+    while let Some(grant) = grants.grants.get(slot as usize) {
+        let open = less(now.0, grant.valid_until.0);
+        let begun = less(now.0, grant.valid_from.0) ^ 1;
+        let rank = ranks >> (8 * (open << 2 | begun << 1 | (covered >> slot & 1))) & 0xff;
+        let unused = all_ones(less(slot, u64::from(grants.count)) ^ 1);
+        best = best.or(Rank(Rank::of(rank, grant).0 | unused));
+        slot = opaque(slot + 1);
+    }
+    best.0
 }

@@ -4,8 +4,10 @@
 //! Invariant: this crate does no I/O, allocates nothing and uses no `std`. The eBPF programs, the
 //! daemon, `enforcer explain`, replay and the tests all compile the same [`decide`] functions.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod address;
+pub mod branchless;
 pub mod capacity;
 pub mod decide;
 pub mod event;

@@ -3,11 +3,13 @@
 use crate::address::Destination;
 use crate::facts::Task;
 use crate::ids::{BootNs, CredentialId};
-use crate::verdict::Verdict;
 
 /// Where the case begins in the packet: after an Ethernet header, which `BPF_PROG_TEST_RUN` takes off
 /// and a classifier sees again, and padding.
 pub const CASE_OFFSET: usize = 16;
+
+/// Where the kernel leaves the verdict, as the bytes of its word: in the packet, after the case.
+pub const VERDICT_OFFSET: usize = CASE_OFFSET + size_of::<Case>();
 
 /// The facts of one decision.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,19 +28,3 @@ pub struct Case {
 }
 
 const _: () = assert!(size_of::<Case>() == 104);
-
-/// A verdict in 31 bits: reason, mode, action, flags, and the low bits of entitlement and credential.
-#[inline(always)]
-pub fn encode(verdict: &Verdict) -> u32 {
-    let reason = match verdict.denied {
-        Some(reason) => reason as u32,
-        None => 0,
-    };
-    reason
-        | (verdict.governed as u32) << 4
-        | (verdict.trusted as u32) << 5
-        | (verdict.mode as u32) << 6
-        | (verdict.action as u32) << 7
-        | (verdict.entitlement.0 & 0xfff) << 8
-        | (verdict.credential.0 & 0x7ff) << 20
-}

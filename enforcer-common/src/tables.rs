@@ -5,13 +5,13 @@
 //! changes in place; what is keyed by an object of the node (files, cgroups) holds [`Versioned`] values.
 //! The daemon writes everything for the next generation, then stores one number.
 
-use crate::address::{Address, Destination};
+use crate::address::Address;
+use crate::branchless::all_ones;
 use crate::capacity::{GRANTS_PER_PAIR, KEYS_PER_CAPTURE, NODES_PER_WATCH};
 use crate::ids::{
     BootNs, CgroupId, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, InodeKey,
-    PortSetId, ScopeId, SubjectId, Tgid, Uid, WatchNode,
+    PortSetId, ScopeId, SubjectId, Tgid, WatchNode,
 };
-use crate::verdict::{Action, Mode};
 
 /// A value that changes with a bundle swap, both sides of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +56,11 @@ pub struct Bundle {
     pub generation: Generation,
     /// Destinations that every holder may reach.
     pub baseline: ScopeId,
-    /// Default [`Mode`].
+    /// Default [`Mode`](crate::verdict::Mode).
     pub mode: u8,
-    /// Default [`Action`].
+    /// Default [`Action`](crate::verdict::Action).
     pub action: u8,
-    /// [`Mode`] of denials that only the bundle's own expiry causes.
+    /// [`Mode`](crate::verdict::Mode) of denials that only the bundle's own expiry causes.
     pub on_expiry: u8,
     /// 1 if answers on accepted connections are permitted without an entitlement.
     pub inbound_permitted: u8,
@@ -68,38 +68,8 @@ pub struct Bundle {
     pub masks: u8,
     /// Always 0.
     pub reserved: [u8; 3],
-}
-
-impl Bundle {
-    /// The default mode; anything unreadable enforces.
-    #[inline(always)]
-    pub fn mode(&self) -> Mode {
-        mode(self.mode)
-    }
-
-    /// The default action; anything unreadable blocks.
-    #[inline(always)]
-    pub fn action(&self) -> Action {
-        action(self.action)
-    }
-}
-
-/// Reads a [`Mode`] byte; anything unknown enforces.
-#[inline(always)]
-pub fn mode(byte: u8) -> Mode {
-    match Mode::from_u8(byte) {
-        Some(mode) => mode,
-        None => Mode::Enforce,
-    }
-}
-
-/// Reads an [`Action`] byte; anything unknown blocks.
-#[inline(always)]
-pub fn action(byte: u8) -> Action {
-    match Action::from_u8(byte) {
-        Some(action) => action,
-        None => Action::Block,
-    }
+    /// Always 0, which the verifier cannot know: see [`crate::decide`].
+    pub zero: u64,
 }
 
 /// A credential as a bundle defines it.
@@ -125,36 +95,36 @@ impl Credential {
     }
 }
 
-/// Key of the credentials table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct CredentialKey {
-    /// The bundle.
-    pub generation: Generation,
-    /// The credential.
-    pub credential: CredentialId,
+/// Declares a key made of whole words. The verifier tells apart what was left in a half-written word from
+/// an earlier look-up, and then walks the same path again; whole words it forgets.
+macro_rules! word_key {
+    ($(#[$doc:meta])* $name:ident[$words:literal]) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(transparent)]
+        pub struct $name([u64; $words]);
+    };
 }
 
-/// Key of the subjects table: any subset of what identifies a task. A part that does not matter is zero,
-/// and `uid` is [`SubjectKey::ANY_UID`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct SubjectKey {
-    /// The executable.
-    pub executable: ExecutableKey,
-    /// The bundle.
-    pub generation: Generation,
-    /// What the cgroup means.
-    pub identity: IdentityId,
-    /// The user.
-    pub uid: Uid,
-    /// Always 0.
-    pub reserved: u32,
+word_key!(
+    /// Key of the credentials table: a credential of one generation.
+    CredentialKey[1]
+);
+
+impl CredentialKey {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(generation: Generation, credential: CredentialId) -> Self {
+        Self([(generation.0 as u64) << 32 | credential.0 as u64])
+    }
 }
+
+word_key!(
+    /// Key of the subjects table: any subset of what identifies a task, in one generation.
+    SubjectKey[5]
+);
 
 impl SubjectKey {
-    /// `(uid_t)-1` is no user.
-    pub const ANY_UID: Uid = Uid(u32::MAX);
     /// Bit of a selector mask: the executable matters.
     pub const EXECUTABLE: u32 = 1;
     /// Bit of a selector mask: the cgroup's identity matters.
@@ -164,34 +134,22 @@ impl SubjectKey {
     /// How many selector masks there are.
     pub const MASKS: u32 = 8;
 
-    /// The key for `task` when only the parts in `mask` matter; `None` if the task lacks one of them.
+    /// The key for `task` when only the parts in `mask` matter. A task that lacks such a part (no
+    /// executable, a cgroup that means nothing) gets the key of the mask without it, which is its own too.
     #[inline(always)]
-    pub fn of(
-        task: &crate::facts::Task,
-        generation: Generation,
-        mask: u32,
-    ) -> Option<Self> {
-        let mut key = Self {
-            generation,
-            uid: Self::ANY_UID,
-            ..Self::default()
-        };
-        if mask & Self::EXECUTABLE != 0 {
-            if task.executable.inode.ino == 0 {
-                return None;
-            }
-            key.executable = task.executable;
-        }
-        if mask & Self::IDENTITY != 0 {
-            if task.identity.0 == 0 {
-                return None;
-            }
-            key.identity = task.identity;
-        }
-        if mask & Self::UID != 0 {
-            key.uid = task.uid;
-        }
-        Some(key)
+    pub fn of(task: &crate::facts::Task, generation: Generation, mask: u32) -> Self {
+        let executable = all_ones(u64::from(mask & 1));
+        let identity = all_ones(u64::from(mask >> 1 & 1));
+        let uid = all_ones(u64::from(mask >> 2 & 1));
+        let inode = &task.executable.inode;
+        Self([
+            inode.ino & executable,
+            ((inode.dev as u64) << 32 | inode.generation as u64) & executable,
+            task.executable.changed_ns & executable,
+            (generation.0 as u64) << 32 | task.identity.0 as u64 & identity,
+            // The user's id, plus one so that root is not the same as anybody.
+            (task.uid.0 as u64 + 1) & uid,
+        ])
     }
 }
 
@@ -207,14 +165,29 @@ pub struct Subject {
     pub trusted: u32,
 }
 
-/// Key of the grants table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct GrantKey {
-    /// Who.
-    pub subject: SubjectId,
-    /// May use what.
-    pub credential: CredentialId,
+word_key!(
+    /// Key of the grants table: who may use what.
+    GrantKey[1]
+);
+
+impl GrantKey {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(subject: SubjectId, credential: CredentialId) -> Self {
+        Self([(subject.0 as u64) << 32 | credential.0 as u64])
+    }
+
+    /// The key as one word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0[0]
+    }
+
+    /// The key behind [`GrantKey::word`].
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self([word])
+    }
 }
 
 /// Value of the grants table: the entitlements of one subject to one credential, and where to.
@@ -239,48 +212,76 @@ pub struct Grant {
     pub valid_until: BootNs,
     /// Which entitlement this is.
     pub entitlement: EntitlementId,
-    /// A [`Mode`].
+    /// A [`Mode`](crate::verdict::Mode).
     pub mode: u8,
-    /// An [`Action`].
+    /// An [`Action`](crate::verdict::Action).
     pub action: u8,
     /// Always 0.
     pub reserved: [u8; 2],
 }
 
-/// Key of the scopes table (longest prefix match) after the prefix length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct ScopeKey {
-    /// The scope: always matched whole.
-    pub scope: ScopeId,
-    /// The address.
-    pub address: [u8; 16],
-}
+word_key!(
+    /// Key of the scopes table (longest prefix match), in the layout `BPF_MAP_TYPE_LPM_TRIE` wants: the
+    /// prefix length in bits (4 bytes), the scope (4 bytes, always matched whole), the address (16 bytes).
+    ScopeKey[3]
+);
 
 impl ScopeKey {
-    /// Significant bits before the address.
-    pub const HEAD_BITS: u32 = 32;
-    /// Significant bits of a whole key.
-    pub const FULL_BITS: u32 = Self::HEAD_BITS + 128;
+    /// The key of a prefix of `bits` bits of the address; 128 for a look-up.
+    #[inline(always)]
+    pub const fn new(scope: ScopeId, address: &Address, bits: u32) -> Self {
+        Self([
+            (scope.0 as u64) << 32 | (32 + bits) as u64,
+            address.high,
+            address.low,
+        ])
+    }
+
+    /// The prefix length of the whole key.
+    pub const fn prefix_bits(&self) -> u32 {
+        self.0[0] as u32
+    }
+
+    /// What follows the prefix length, as the trie compares it.
+    pub fn data(&self) -> [u8; 20] {
+        tail(&self.0)
+    }
 }
 
-/// Key of the ports table (longest prefix match) after the prefix length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C, packed)]
-pub struct PortKey {
-    /// The port set.
-    pub ports: PortSetId,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Port in network order.
-    pub port: [u8; 2],
-}
+word_key!(
+    /// Key of the ports table (longest prefix match): the prefix length in bits (4 bytes), the port set
+    /// (4 bytes), the protocol (1 byte), the port (2 bytes, network order), 5 bytes that never count.
+    PortKey[2]
+);
 
 impl PortKey {
-    /// Significant bits before the port.
-    pub const HEAD_BITS: u32 = 40;
-    /// Significant bits of a whole key.
-    pub const FULL_BITS: u32 = Self::HEAD_BITS + 16;
+    /// The key of a prefix of `bits` bits of `port`; 16 for a look-up.
+    #[inline(always)]
+    pub const fn new(ports: PortSetId, protocol: u8, port: u16, bits: u32) -> Self {
+        Self([
+            (ports.0 as u64) << 32 | (32 + 8 + bits) as u64,
+            protocol as u64 | (port.swap_bytes() as u64) << 8,
+        ])
+    }
+
+    /// The prefix length of the whole key.
+    pub const fn prefix_bits(&self) -> u32 {
+        self.0[0] as u32
+    }
+
+    /// What follows the prefix length, as the trie compares it.
+    pub fn data(&self) -> [u8; 12] {
+        tail(&self.0)
+    }
+}
+
+/// The bytes of `words` after the first four.
+fn tail<const W: usize, const B: usize>(words: &[u64; W]) -> [u8; B] {
+    let mut bytes = [0; B];
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = (words[(at + 4) / 8] >> (8 * ((at + 4) % 8))) as u8;
+    }
+    bytes
 }
 
 /// Who holds.
@@ -321,9 +322,7 @@ pub struct HolderKey {
     /// Who.
     pub holder: Holder,
     /// Which of its credentials; [`crate::capacity::HELD_PER_HOLDER`] marks overflow.
-    pub slot: u32,
-    /// Always 0.
-    pub reserved: u32,
+    pub slot: u64,
 }
 
 /// Value of the cgroups table.
@@ -346,16 +345,17 @@ pub const CGROUP_NAME_BYTES: usize = 192;
 #[repr(C, align(8))]
 pub struct CgroupName(pub [u8; CGROUP_NAME_BYTES]);
 
-/// Key of the endpoints table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct EndpointKey {
-    /// The address.
-    pub address: Address,
-    /// Port in host order.
-    pub port: u16,
-    /// Always 0.
-    pub reserved: [u8; 6],
+word_key!(
+    /// Key of the endpoints table.
+    EndpointKey[3]
+);
+
+impl EndpointKey {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(address: &Address, port: u16) -> Self {
+        Self([address.high, address.low, port as u64])
+    }
 }
 
 /// Value of the watches table: the nodes of the watch tree a directory stands for; 0 for none.
@@ -393,15 +393,31 @@ pub struct SocketRecord {
 /// What a decision may ask. Implemented over BPF maps in the kernel and over hash maps in user space.
 pub trait Tables {
     /// The bundle in force; `None` before the first one.
-    fn bundle(&self) -> Option<Bundle>;
+    fn bundle(&self) -> Option<&Bundle>;
     /// A credential, if the bundle has it.
     fn credential(&self, key: &CredentialKey) -> Option<Credential>;
     /// The workloads behind a key.
     fn subject(&self, key: &SubjectKey) -> Option<Subject>;
     /// The entitlements of a subject to a credential.
     fn grants(&self, key: &GrantKey) -> Option<&Grants>;
-    /// Which entitlements of the scope include the destination, a bit for each.
-    fn covers(&self, scope: ScopeId, destination: &Destination) -> u32;
+    /// Which entitlements of the scope cover a destination, a bit for each: its address, and its
+    /// [`Destination::transport`](crate::address::Destination::transport), of which the low 24 bits count.
+    fn covers(&self, scope: ScopeId, address: &Address, transport: u64) -> u32;
+    /// [`crate::decide::weigh`]. The kernel makes it a function that is verified once for all its callers.
+    #[inline(always)]
+    fn weigh(&self, key: GrantKey, now: BootNs, address: &Address, transport: u64) -> u64 {
+        crate::decide::weigh(self, key, now, address, transport)
+    }
+    /// Whether the baseline covers a destination, likewise.
+    #[inline(always)]
+    fn baseline(&self, scope: ScopeId, address: &Address, transport: u64) -> bool {
+        self.covers(scope, address, transport) != 0
+    }
+    /// [`crate::decide::near`], likewise.
+    #[inline(always)]
+    fn near(&self, key: GrantKey) -> u64 {
+        crate::decide::near(self, key)
+    }
     /// The credential in one slot of a holder.
     fn held(&self, key: &HolderKey) -> Option<CredentialId>;
 }
@@ -430,7 +446,7 @@ sizes! {
     Versioned<CredentialId> = 12,
     Versioned<IdentityId> = 12,
     Versioned<ScopeId> = 12,
-    Bundle = 24,
+    Bundle = 32,
     Credential = 4,
     CredentialKey = 8,
     SubjectKey = 40,
@@ -438,8 +454,8 @@ sizes! {
     GrantKey = 8,
     Grant = 24,
     Grants = 104,
-    ScopeKey = 20,
-    PortKey = 7,
+    ScopeKey = 24,
+    PortKey = 16,
     Holder = 16,
     HolderKey = 24,
     Cgroup = 24,
@@ -447,6 +463,7 @@ sizes! {
     EndpointKey = 24,
     Watch = 16,
     Capture = 104,
+    crate::address::Destination = 24,
     SocketRecord = 72,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,
@@ -462,4 +479,3 @@ sizes! {
     PortSetId = 4,
 }
 
-const _: () = assert!(size_of::<Destination>() == 24);

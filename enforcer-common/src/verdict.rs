@@ -86,41 +86,129 @@ code!(
     }
 );
 
-/// The answer of [`crate::decide::read`] and [`crate::decide::reach`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// `None` allows; a reason denies.
-    pub denied: Option<Reason>,
-    /// Whether anything was decided at all: `false` for what is not protected, and for a task that
-    /// holds nothing. Nothing is recorded then.
-    pub governed: bool,
-    /// Whether the task is one of the bundle's trusted workloads, which never become holders.
-    pub trusted: bool,
-    /// What the entitlement, or else the bundle, says about denials.
-    pub mode: Mode,
-    /// What the entitlement, or else the bundle, says shall follow a denial.
-    pub action: Action,
-    /// The credential that decided; for an allowed `reach` the one that covers the destination.
-    pub credential: CredentialId,
-    /// The entitlement that decided, or of a denial the nearest one.
-    pub entitlement: EntitlementId,
-}
+/// The answer of [`crate::decide::read`] and [`crate::decide::reach`], in one word: a function that returns
+/// more would leave a stack pointer in the register of results, which the verifier refuses.
+///
+/// Bits 0 to 3 are the [`Reason`] of a denial or 0, bit 4 is set if anything was decided, bit 5 if the task
+/// is trusted, bit 6 is the [`Mode`], bit 7 the [`Action`]; 28 bits each of entitlement and credential follow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Verdict(pub u64);
 
 impl Verdict {
-    /// Nothing to decide: not a protected object, or not a holder.
-    pub const PASS: Self = Self {
-        denied: None,
-        governed: false,
-        trusted: false,
-        mode: Mode::Monitor,
-        action: Action::Block,
-        credential: CredentialId(0),
-        entitlement: EntitlementId(0),
-    };
+    /// Nothing to decide: not a protected object, or not a holder. Nothing is recorded.
+    pub const PASS: Self = Self(0);
+
+    const GOVERNED: u64 = 1 << 4;
+    const TRUSTED: u64 = 1 << 5;
+    const MODE_SHIFT: u32 = 6;
+    const ACTION_SHIFT: u32 = 7;
+    const ENTITLEMENT_SHIFT: u32 = 8;
+    const CREDENTIAL_SHIFT: u32 = 36;
+
+    /// Largest number of an entitlement or a credential.
+    pub const ID_MAX: u32 = (1 << 28) - 1;
+
+    /// What was decided. `reason` is 0 for allow; of `mode` and `action` the lowest bit counts.
+    #[inline(always)]
+    pub const fn new(
+        reason: u64,
+        trusted: bool,
+        mode: u64,
+        action: u64,
+        credential: CredentialId,
+        entitlement: EntitlementId,
+    ) -> Self {
+        Self(
+            (reason & 0xf)
+                | Self::GOVERNED
+                | (trusted as u64) << 5
+                | (mode & 1) << Self::MODE_SHIFT
+                | (action & 1) << Self::ACTION_SHIFT
+                | ((entitlement.0 & Self::ID_MAX) as u64) << Self::ENTITLEMENT_SHIFT
+                | (credential.0 as u64) << Self::CREDENTIAL_SHIFT,
+        )
+    }
+
+    /// The same, but denied for this reason.
+    #[inline(always)]
+    pub const fn because(self, reason: Reason) -> Self {
+        Self(self.0 & !0xf | Self::GOVERNED | reason as u64)
+    }
+
+    /// Why it is denied; `None` allows.
+    #[inline(always)]
+    pub const fn denied(self) -> Option<Reason> {
+        Reason::from_u8(self.reason())
+    }
+
+    /// The [`Reason`] as a number; 0 allows.
+    #[inline(always)]
+    pub const fn reason(self) -> u8 {
+        (self.0 & 0xf) as u8
+    }
+
+    /// Whether anything was decided at all. If not, nothing is recorded.
+    #[inline(always)]
+    pub const fn governed(self) -> bool {
+        self.0 & Self::GOVERNED != 0
+    }
+
+    /// Whether the task is one of the bundle's trusted workloads, which never become holders.
+    #[inline(always)]
+    pub const fn trusted(self) -> bool {
+        self.0 & Self::TRUSTED != 0
+    }
+
+    /// What the entitlement, or else the bundle, says about denials.
+    #[inline(always)]
+    pub const fn mode(self) -> Mode {
+        if self.0 >> Self::MODE_SHIFT & 1 != 0 {
+            Mode::Enforce
+        } else {
+            Mode::Monitor
+        }
+    }
+
+    /// What the entitlement, or else the bundle, says shall follow a denial.
+    #[inline(always)]
+    pub const fn action(self) -> Action {
+        if self.0 >> Self::ACTION_SHIFT & 1 != 0 {
+            Action::Kill
+        } else {
+            Action::Block
+        }
+    }
+
+    /// The credential that decided; for an allowed reach the one that covers the destination.
+    #[inline(always)]
+    pub const fn credential(self) -> CredentialId {
+        CredentialId((self.0 >> Self::CREDENTIAL_SHIFT) as u32)
+    }
+
+    /// The entitlement that decided, or of a denial the nearest one.
+    #[inline(always)]
+    pub const fn entitlement(self) -> EntitlementId {
+        EntitlementId((self.0 >> Self::ENTITLEMENT_SHIFT) as u32 & Self::ID_MAX)
+    }
 
     /// Whether the call must fail: denied, and not merely monitored.
     #[inline(always)]
-    pub const fn refuses(&self) -> bool {
-        self.denied.is_some() && matches!(self.mode, Mode::Enforce)
+    pub const fn refuses(self) -> bool {
+        self.reason() != 0 && matches!(self.mode(), Mode::Enforce)
+    }
+}
+
+impl core::fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Verdict")
+            .field("denied", &self.denied())
+            .field("governed", &self.governed())
+            .field("trusted", &self.trusted())
+            .field("mode", &self.mode())
+            .field("action", &self.action())
+            .field("credential", &self.credential())
+            .field("entitlement", &self.entitlement())
+            .finish()
     }
 }

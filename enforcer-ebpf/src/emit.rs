@@ -28,70 +28,83 @@ pub fn now() -> BootNs {
     BootNs(unsafe { bpf_ktime_get_boot_ns() })
 }
 
-/// What was used.
-pub struct Object {
-    /// The file of a read.
-    pub file: InodeKey,
-    /// The destination of a reach.
-    pub destination: Destination,
+/// What was used. One pointer, so that it fits into a register.
+#[derive(Clone, Copy)]
+pub enum Object<'a> {
+    /// A file was read.
+    File(&'a InodeKey),
+    /// Something was sent to a destination.
+    Destination(&'a Destination),
+    /// A credential was read at a destination.
+    Endpoint(&'a Destination),
 }
 
-/// What a record says besides the facts.
-pub struct Outcome {
-    /// The act.
-    pub kind: Kind,
-    /// Where it was decided.
-    pub gate: Gate,
-    /// One of [`enforcer_common::event::taken`].
-    pub taken: u8,
-    /// Whether the current task is the one the facts are about.
-    pub current: bool,
-}
-
-/// Sends one use, to the ring of denials if the call was refused.
-#[inline(never)]
+/// Sends one use, to the ring of denials if the call was refused. `taken` is one of
+/// [`enforcer_common::event::taken`], `is_current` says whether the current task is the one that the facts
+/// are about.
+#[inline(always)]
 pub fn use_of(
     time: BootNs,
     task: &Task,
-    object: &Object,
-    verdict: &Verdict,
-    outcome: &Outcome,
+    object: Object<'_>,
+    verdict: Verdict,
+    gate: Gate,
+    taken: u8,
+    is_current: bool,
 ) {
+    let (kind, object, is_file) = match object {
+        Object::File(file) => (Kind::Read, core::ptr::from_ref(file).cast::<u8>(), true),
+        Object::Destination(to) => (Kind::Reach, core::ptr::from_ref(to).cast(), false),
+        Object::Endpoint(at) => (Kind::Read, core::ptr::from_ref(at).cast(), false),
+    };
+    let how = kind as u64
+        | (gate as u64) << 8
+        | u64::from(taken) << 16
+        | u64::from(is_current) << 24
+        | u64::from(is_file) << 32;
+    send(time, task, object, verdict, how);
+}
+
+/// [`use_of`] with few enough arguments for a call. Returns 0: a result that is no stack pointer.
+#[inline(never)]
+fn send(time: BootNs, task: &Task, object: *const u8, verdict: Verdict, how: u64) -> u32 {
     let (ring, which) = if verdict.refuses() {
         (&DENIALS, Ring::Denials)
     } else {
         (&USES, Ring::Uses)
     };
     let Some(mut entry) = reserve::<Use>(ring, which) else {
-        return;
+        return 0;
     };
     let record = entry.as_mut_ptr();
     // SAFETY: the reserved memory is one `Use`; every field is written.
     unsafe {
         (*record).time = time;
         (*record).task = *task;
-        (*record).destination = object.destination;
-        (*record).file = object.file;
+        (*record).destination = Destination::default();
+        (*record).file = InodeKey::default();
+        if how >> 32 != 0 {
+            (*record).file = *object.cast();
+        } else {
+            (*record).destination = *object.cast();
+        }
         (*record).generation = task::generation();
-        (*record).credential = verdict.credential;
-        (*record).entitlement = verdict.entitlement;
-        (*record).kind = outcome.kind as u8;
-        (*record).gate = outcome.gate as u8;
-        (*record).reason = match verdict.denied {
-            Some(reason) => reason as u8,
-            None => 0,
-        };
-        (*record).mode = verdict.mode as u8;
-        (*record).action = verdict.action as u8;
-        (*record).taken = outcome.taken;
-        (*record).trusted = u8::from(verdict.trusted);
+        (*record).credential = verdict.credential();
+        (*record).entitlement = verdict.entitlement();
+        (*record).kind = how as u8;
+        (*record).gate = (how >> 8) as u8;
+        (*record).reason = verdict.reason();
+        (*record).mode = verdict.mode() as u8;
+        (*record).action = verdict.action() as u8;
+        (*record).taken = (how >> 16) as u8;
+        (*record).trusted = u8::from(verdict.trusted());
         (*record).reserved = [0; 5];
         (*record).tid = Tid(0);
         (*record).parent = Tgid(0);
         (*record).comm = [0; 16];
         (*record).executable_name = [0; 64];
     }
-    if outcome.current {
+    if how >> 24 & 1 != 0 {
         // SAFETY: no arguments; the address is only read through `read`.
         let current = unsafe { bpf_get_current_task() };
         let parent: u64 = read(current + offset!(task_parent));
@@ -113,6 +126,7 @@ pub fn use_of(
         }
     }
     entry.submit(0);
+    0
 }
 
 /// Sends a notice. `name` is a kernel address of a NUL-terminated string, or 0.

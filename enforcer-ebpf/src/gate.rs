@@ -1,48 +1,39 @@
 //! What the gates have in common: the read of a credential, and the reach of a holder.
 
+use aya_ebpf::bindings::bpf_sock;
 use enforcer_common::{
     address::Destination,
     decide,
-    event::{Gate, Kind},
+    event::{Gate, taken},
     facts::Task,
-    ids::{CredentialId, InodeKey},
+    ids::{CredentialId, EntitlementId},
     tables::{CredentialKey, EndpointKey, Tables},
     verdict::{Reason, Verdict},
 };
 
 use crate::{
-    emit::{self, Object, Outcome},
+    emit::{self, Object},
     holders,
     maps::{ENDPOINTS, UNACCOUNTED},
-    respond,
+    respond, socket,
     tables::KernelTables,
     task,
 };
 
-/// Decides a read of `credential` by `task`, records the holding, reports and acts. `true` refuses.
-#[inline(always)]
-pub fn read(task: &Task, credential: CredentialId, object: &Object, gate: Gate) -> bool {
+/// Decides the current task's read of `credential`, records the holding, reports and acts. `true` refuses.
+#[inline(never)]
+pub fn read(credential: CredentialId, object: Object<'_>, gate: Gate) -> bool {
+    let task = task::current();
     let now = emit::now();
-    let mut verdict = decide::read(&KernelTables, now, task, credential);
-    if !verdict.governed {
+    let mut verdict = decide::read(&KernelTables, now, &task, credential);
+    if !verdict.governed() {
         return false;
     }
-    if !verdict.refuses() && !verdict.trusted && !hold(task, credential) {
-        verdict.denied = Some(Reason::TooManyHeld);
+    if !verdict.refuses() && !verdict.trusted() && !hold(&task, credential) {
+        verdict = verdict.because(Reason::TooManyHeld);
     }
-    let taken = respond::act(&verdict);
-    emit::use_of(
-        now,
-        task,
-        object,
-        &verdict,
-        &Outcome {
-            kind: Kind::Read,
-            gate,
-            taken,
-            current: true,
-        },
-    );
+    let taken = respond::act(verdict);
+    emit::use_of(now, &task, object, verdict, gate, taken, true);
     verdict.refuses()
 }
 
@@ -50,74 +41,71 @@ pub fn read(task: &Task, credential: CredentialId, object: &Object, gate: Gate) 
 #[inline(always)]
 fn hold(task: &Task, credential: CredentialId) -> bool {
     let info = KernelTables
-        .credential(&CredentialKey {
-            generation: task::generation(),
-            credential,
-        })
+        .credential(&CredentialKey::new(task::generation(), credential))
         .unwrap_or_default();
     holders::record(task, credential, info)
 }
 
-/// Decides a call of the current task to `destination`. `addressed` says that the call named it, and was
-/// not merely another send on a connection. `true` refuses.
-#[inline(always)]
-pub fn reach(task: &Task, destination: &Destination, gate: Gate, addressed: bool) -> bool {
-    let object = Object {
-        file: InodeKey::default(),
-        destination: *destination,
-    };
-    if addressed
-        && let Some(credential) = endpoint(destination)
-        && read(task, credential, &object, gate)
-    {
-        return true;
-    }
+/// How a call came to its destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// The call named it.
+    ByCall,
+    /// It is the peer of a connected socket: what it may send was reported when it connected.
+    ByConnection,
+    /// Another gate decided the same call before, and reported what it let through.
+    Before,
+}
+
+/// Decides the current task's call on the socket at `sk` to `destination`, leaves its facts with the socket,
+/// reports and acts. `true` refuses.
+///
+/// # Safety
+///
+/// `sk` is a socket that the verifier knows as one, not null.
+#[inline(never)]
+pub unsafe fn reach(
+    sk: *const bpf_sock,
+    destination: &Destination,
+    gate: Gate,
+    named: Named,
+) -> bool {
+    let task = task::current();
     let now = emit::now();
-    let verdict = decide_reach(now, task, destination);
-    if !verdict.governed {
+    let verdict = decide_reach(now, &task, destination);
+    if !verdict.governed() {
         return false;
     }
-    let taken = respond::act(&verdict);
-    if addressed || verdict.denied.is_some() {
-        emit::use_of(
-            now,
-            task,
-            &object,
-            &verdict,
-            &Outcome {
-                kind: Kind::Reach,
-                gate,
-                taken,
-                current: true,
-            },
-        );
+    if !verdict.refuses() {
+        // SAFETY: the caller's promise.
+        unsafe { socket::remember(sk, &task) };
+    }
+    let reported = match named {
+        Named::ByCall => true,
+        Named::ByConnection => verdict.reason() != 0,
+        Named::Before => verdict.refuses(),
+    };
+    if reported {
+        // A signal is the LSM hooks' to send: cgroup programs may not, before 6.18.
+        let taken = match named {
+            Named::Before => taken::REFUSED,
+            _ => respond::act(verdict),
+        };
+        emit::use_of(now, &task, Object::Destination(destination), verdict, gate, taken, true);
     }
     verdict.refuses()
 }
 
-/// As [`reach`] for a gate behind another one: what that one let through is not reported twice.
-#[inline(always)]
-pub fn reach_quietly(task: &Task, destination: &Destination, gate: Gate) -> bool {
+/// As [`reach`], by the facts that an earlier call left, where the kernel hides the current task. `true`
+/// refuses.
+#[inline(never)]
+pub fn reach_as(task: &Task, destination: &Destination, gate: Gate) -> bool {
     let now = emit::now();
     let verdict = decide_reach(now, task, destination);
     if !verdict.refuses() {
         return false;
     }
-    emit::use_of(
-        now,
-        task,
-        &Object {
-            file: InodeKey::default(),
-            destination: *destination,
-        },
-        &verdict,
-        &Outcome {
-            kind: Kind::Reach,
-            gate,
-            taken: enforcer_common::event::taken::REFUSED,
-            current: false,
-        },
-    );
+    emit::use_of(now, task, Object::Destination(destination), verdict, gate, taken::REFUSED, false);
     true
 }
 
@@ -128,28 +116,30 @@ pub fn decide_reach(
     task: &Task,
     destination: &Destination,
 ) -> Verdict {
-    let mut verdict = decide::reach(&KernelTables, now, task, destination);
-    if task.instance.0 == 0
-        && !verdict.governed
-        && UNACCOUNTED.get(0).copied().unwrap_or_default() != 0
-        && let Some(bundle) = KernelTables.bundle()
+    let verdict = decide::reach(&KernelTables, now, task, destination);
+    if verdict.governed()
+        || task.instance.0 != 0
+        || UNACCOUNTED.get(0).copied().unwrap_or_default() == 0
     {
-        verdict.denied = Some(Reason::TooManyHeld);
-        verdict.governed = true;
-        verdict.mode = bundle.mode();
-        verdict.action = bundle.action();
+        return verdict;
     }
-    verdict
+    match KernelTables.bundle() {
+        Some(bundle) => Verdict::new(
+            Reason::TooManyHeld as u64,
+            false,
+            u64::from(bundle.mode),
+            u64::from(bundle.action),
+            CredentialId(0),
+            EntitlementId(0),
+        ),
+        None => verdict,
+    }
 }
 
 /// The credential that the destination hands out, if it does.
 #[inline(always)]
-fn endpoint(destination: &Destination) -> Option<CredentialId> {
-    let key = EndpointKey {
-        address: destination.address,
-        port: destination.port,
-        reserved: [0; 6],
-    };
+pub fn endpoint(destination: &Destination) -> Option<CredentialId> {
+    let key = EndpointKey::new(&destination.address, destination.port());
     // SAFETY: copied at once.
     let credential = unsafe { ENDPOINTS.get(&key) }?.at(task::generation());
     (credential.0 != 0).then_some(credential)

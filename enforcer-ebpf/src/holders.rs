@@ -30,7 +30,6 @@ pub fn add(holder: Holder, credential: CredentialId) -> bool {
         let key = HolderKey {
             holder,
             slot,
-            reserved: 0,
         };
         // The last slot only marks that there were more.
         if slot == HELD_PER_HOLDER || HOLDERS.get_ptr(&key).is_none() {
@@ -59,7 +58,6 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
         let key = HolderKey {
             holder: from,
             slot,
-            reserved: 0,
         };
         let Some(held) = HOLDERS.get_ptr(&key) else {
             break;
@@ -79,7 +77,6 @@ pub fn forget(holder: Holder) {
         let key = HolderKey {
             holder,
             slot,
-            reserved: 0,
         };
         if HOLDERS.remove(&key).is_err() {
             break;
@@ -95,7 +92,6 @@ pub fn holds(holder: Holder) -> bool {
         .get_ptr(&HolderKey {
             holder,
             slot: 0,
-            reserved: 0,
         })
         .is_some()
 }

@@ -14,7 +14,6 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     address::{Address, Destination},
-    decide,
     event::Gate,
     facts::Task,
     ids::InodeKey,
@@ -22,7 +21,7 @@ use enforcer_common::{
 use enforcer_ebpf::{
     capture,
     emit::Object,
-    gate,
+    gate::{self, Named},
     kernel::{constant, load, read},
     lifecycle,
     maps::{DAEMON, FILES, TASK_IN_CGROUP_PROGRAMS},
@@ -72,12 +71,8 @@ fn try_file_open(file: *const u8) -> bool {
         return false;
     }
     gate::read(
-        &task::current(),
         credential,
-        &Object {
-            file: key,
-            destination: Destination::default(),
-        },
+        Object::File(&key),
         Gate::FileOpen,
     )
 }
@@ -123,23 +118,48 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         None
     };
     let addressed = named.is_some();
-    if !addressed && !decide::holder(&KernelTables, &task::current_holder()).is_some() {
+    if !addressed && !task::holds() {
         return false;
     }
     let Some(destination) = named.or_else(|| socket::peer(sk as u64, family, protocol)) else {
         return false;
     };
     // SAFETY: `sk` is the socket's own, typed by the kernel's BTF, not null.
-    if !addressed && unsafe { is_inbound(sk) } {
+    unsafe { try_reach(sk, &destination, gate, addressed) }
+}
+
+/// Decides a call to `destination`: if that hands out a credential, as a read of it first.
+///
+/// # Safety
+///
+/// As [`gate::reach`].
+#[inline(always)]
+unsafe fn try_reach(
+    sk: *const bpf_sock,
+    destination: &Destination,
+    gate: Gate,
+    addressed: bool,
+) -> bool {
+    if addressed {
+        if let Some(credential) = gate::endpoint(destination)
+            && gate::read(credential, Object::Endpoint(destination), gate)
+        {
+            return true;
+        }
+        if !task::holds() {
+            return false;
+        }
+    // SAFETY: the caller's promise.
+    } else if unsafe { is_inbound(sk) } {
         return false;
     }
-    let task = task::current();
-    let refused = gate::reach(&task, &destination, gate, addressed);
-    if !refused && decide::holder(&KernelTables, &task).is_some() {
-        // SAFETY: as above.
-        unsafe { socket::remember(sk, &task) };
-    }
-    refused
+    let named = if addressed {
+        Named::ByCall
+    } else {
+        Named::ByConnection
+    };
+    // SAFETY: the caller's promise.
+    unsafe { gate::reach(sk, destination, gate, named) }
 }
 
 /// Whether the socket is an accepted connection on which the bundle permits answers.
@@ -193,25 +213,16 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     // verifier demands.
     let (address, port, protocol, sk) = unsafe {
         let address = if v6 {
-            let words = [
-                core::ptr::read_volatile(&raw const (*addr).user_ip6[0]),
-                core::ptr::read_volatile(&raw const (*addr).user_ip6[1]),
-                core::ptr::read_volatile(&raw const (*addr).user_ip6[2]),
-                core::ptr::read_volatile(&raw const (*addr).user_ip6[3]),
-            ];
-            let mut bytes = [0; 16];
-            let mut i = 0;
-            while i < 4 {
-                let word = words[i].to_ne_bytes();
-                bytes[4 * i] = word[0];
-                bytes[4 * i + 1] = word[1];
-                bytes[4 * i + 2] = word[2];
-                bytes[4 * i + 3] = word[3];
-                i += 1;
+            let w0 = u64::from(core::ptr::read_volatile(&raw const (*addr).user_ip6[0]));
+            let w1 = u64::from(core::ptr::read_volatile(&raw const (*addr).user_ip6[1]));
+            let w2 = u64::from(core::ptr::read_volatile(&raw const (*addr).user_ip6[2]));
+            let w3 = u64::from(core::ptr::read_volatile(&raw const (*addr).user_ip6[3]));
+            Address {
+                high: w0 | w1 << 32,
+                low: w2 | w3 << 32,
             }
-            Address(bytes)
         } else {
-            Address::from_v4(core::ptr::read_volatile(&raw const (*addr).user_ip4).to_ne_bytes())
+            Address::from_v4(core::ptr::read_volatile(&raw const (*addr).user_ip4))
         };
         let port = u16::from_be(core::ptr::read_volatile(&raw const (*addr).user_port) as u16);
         let protocol = core::ptr::read_volatile(&raw const (*addr).protocol) as u16;
@@ -222,13 +233,11 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
         return false;
     }
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
-        let task = task::current();
-        let refused = gate::reach_quietly(&task, &destination, gate);
-        if !refused && decide::holder(&KernelTables, &task).is_some() {
-            // SAFETY: the context's socket, checked above.
-            unsafe { socket::remember(sk, &task) };
+        if !task::holds() {
+            return false;
         }
-        return refused;
+        // SAFETY: the context's socket, checked above.
+        return unsafe { gate::reach(sk, &destination, gate, Named::Before) };
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
     // SAFETY: the context's socket, checked above.
@@ -236,8 +245,8 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
         // SAFETY: the record lives as long as the socket.
         Some(record) if unsafe { (*record).used } != 0 => {
             // SAFETY: as above.
-            let task: Task = unsafe { (*record).task };
-            gate::reach_quietly(&task, &destination, gate)
+            let task: &Task = unsafe { &(*record).task };
+            gate::reach_as(task, &destination, gate)
         }
         _ => false,
     }

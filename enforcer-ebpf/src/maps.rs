@@ -12,7 +12,7 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey,
-        Grants, HolderKey, PortKey, ScopeKey, SocketRecord, Subject, SubjectKey, Versioned,
+        Grants, HolderKey, SocketRecord, Subject, SubjectKey, Versioned,
         Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
@@ -102,13 +102,13 @@ pub static SUBJECTS: HashMap<SubjectKey, Subject> =
 pub static GRANTS: HashMap<GrantKey, Grants> =
     HashMap::with_max_entries(capacity::GRANTS, BPF_F_NO_PREALLOC);
 
-/// Destination addresses.
+/// Destination addresses, by [`enforcer_common::tables::ScopeKey`].
 #[map]
-pub static SCOPES: LpmTrie<ScopeKey, PortSetId> = LpmTrie::with_max_entries(capacity::SCOPES, 0);
+pub static SCOPES: LpmTrie<[u8; 20], PortSetId> = LpmTrie::with_max_entries(capacity::SCOPES, 0);
 
-/// Destination ports, and which entitlements they are of, a bit for each.
+/// Destination ports, by [`enforcer_common::tables::PortKey`], and which entitlements they are of, a bit for each.
 #[map]
-pub static PORTS: LpmTrie<PortKey, u32> = LpmTrie::with_max_entries(capacity::PORTS, 0);
+pub static PORTS: LpmTrie<[u8; 12], u32> = LpmTrie::with_max_entries(capacity::PORTS, 0);
 
 /// Who holds what. Preallocated: a read must not fail for want of memory, and never an LRU: a holding is
 /// not forgotten.

@@ -3,24 +3,21 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{
-        bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id, bpf_skb_cgroup_id, bpf_skb_load_bytes,
-    },
+    helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes},
     programs::SkBuffContext,
 };
 use enforcer_common::{
     address::{Address, Destination, Protocol},
-    event::{Gate, Kind, taken},
+    event::{Gate, taken},
     facts::Task,
-    ids::{CgroupId, InodeKey},
-    tables::{Cgroup, Tables},
+    ids::CgroupId,
+    tables::Tables,
     verdict::{Reason, Verdict},
 };
 
 use crate::{
-    emit::{self, Object, Outcome},
+    emit::{self, Object},
     gate,
-    maps::CGROUPS,
     socket,
     tables::KernelTables,
     task,
@@ -28,8 +25,6 @@ use crate::{
 
 /// `BPF_TCP_LISTEN`, `BPF_TCP_NEW_SYN_RECV`.
 const LISTENING: [u32; 2] = [10, 12];
-/// How deep below the root a socket's cgroup's known ancestor is looked for.
-const CGROUP_DEPTH: i32 = 8;
 
 /// What the headers of a packet say.
 enum Packet {
@@ -53,38 +48,23 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
     if sk.is_null() {
         return false;
     }
-    let mut by_cgroup = Task::default();
-    let cgroup = socket_cgroup(skb, &mut by_cgroup);
+    let mut by_cgroup = Task {
+        // SAFETY: the context of a cgroup skb program.
+        cgroup: CgroupId(unsafe { bpf_skb_cgroup_id(skb) }),
+        ..Task::default()
+    };
+    task::classify(&mut by_cgroup);
     // SAFETY: a full socket, checked above.
     let record = unsafe { socket::record(sk) };
     let mut inbound = is_listening(sk);
-    let mut by_call = None;
+    let mut by_call: Option<&Task> = None;
     if let Some(record) = record {
-        // SAFETY: the record lives as long as the socket.
-        unsafe {
-            inbound |= (*record).inbound != 0;
-            if (*record).used != 0 {
-                by_call = Some((*record).task);
-            }
+        // SAFETY: the record lives as long as the socket, which sends this packet.
+        let record = unsafe { &*record };
+        inbound |= record.inbound != 0;
+        if record.used != 0 {
+            by_call = Some(&record.task);
         }
-    }
-    if let Some(cgroup) = cgroup {
-        by_cgroup.identity = cgroup.identity.at(task::generation());
-        by_cgroup.instance = cgroup.instance;
-        by_cgroup.classified = 1;
-    }
-    let holds_by_call = match &by_call {
-        Some(task) => enforcer_common::decide::holder(&KernelTables, task).is_some(),
-        None => false,
-    };
-    let elsewhere = match &by_call {
-        Some(task) => task.instance != by_cgroup.instance,
-        None => true,
-    };
-    let holds_by_cgroup =
-        elsewhere && enforcer_common::decide::holder(&KernelTables, &by_cgroup).is_some();
-    if !holds_by_call && !holds_by_cgroup {
-        return false;
     }
     if inbound
         && let Some(bundle) = KernelTables.bundle()
@@ -92,11 +72,20 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
     {
         return false;
     }
-    let task = match by_call {
-        Some(task) if holds_by_call => task,
-        _ => by_cgroup,
-    };
-    decide(skb, &task, by_call.is_some())
+    // The facts of the last call, and where the socket was born somewhere else or not called yet, its
+    // cgroup: whichever denies counts.
+    let mut refused = false;
+    let mut elsewhere = true;
+    if let Some(task) = by_call {
+        elsewhere = task.instance != by_cgroup.instance;
+        if enforcer_common::decide::holds(&KernelTables, task) {
+            refused = decide(skb, task, true);
+        }
+    }
+    if elsewhere && !refused && enforcer_common::decide::holds(&KernelTables, &by_cgroup) {
+        refused = decide(skb, &by_cgroup, by_call.is_some());
+    }
+    refused
 }
 
 /// Decides a holder's packet.
@@ -109,14 +98,15 @@ fn decide(skb: *mut __sk_buff, task: &Task, seen_by_call: bool) -> bool {
     let (destination, verdict) = match packet {
         Packet::To(destination) => (destination, gate::decide_reach(now, task, &destination)),
         Packet::Altered(destination) => {
-            let mut verdict = gate::decide_reach(now, task, &destination);
-            if verdict.denied.is_none() {
-                verdict.denied = Some(Reason::AlteredPacket);
+            let verdict = gate::decide_reach(now, task, &destination);
+            if verdict.reason() == 0 && verdict.governed() {
+                (destination, verdict.because(Reason::AlteredPacket))
+            } else {
+                (destination, verdict)
             }
-            (destination, verdict)
         }
     };
-    report(now, task, destination, &verdict, seen_by_call);
+    report(now, task, &destination, verdict, seen_by_call);
     verdict.refuses()
 }
 
@@ -124,11 +114,11 @@ fn decide(skb: *mut __sk_buff, task: &Task, seen_by_call: bool) -> bool {
 fn report(
     now: enforcer_common::ids::BootNs,
     task: &Task,
-    destination: Destination,
-    verdict: &Verdict,
+    destination: &Destination,
+    verdict: Verdict,
     seen_by_call: bool,
 ) {
-    if verdict.denied.is_none() {
+    if verdict.reason() == 0 {
         return;
     }
     let refuses = verdict.refuses();
@@ -136,52 +126,13 @@ fn report(
     if !refuses && seen_by_call {
         return;
     }
-    emit::use_of(
-        now,
-        task,
-        &Object {
-            file: InodeKey::default(),
-            destination,
-        },
-        verdict,
-        &Outcome {
-            kind: Kind::Reach,
-            gate: Gate::Packet,
-            taken: if refuses {
-                taken::REFUSED
-            } else {
-                taken::NOTHING
-            },
-            current: false,
-        },
-    );
-}
-
-/// What the tables know of the socket's cgroup, or of its deepest known ancestor.
-#[inline(always)]
-fn socket_cgroup(skb: *mut __sk_buff, task: &mut Task) -> Option<Cgroup> {
-    // SAFETY: the context of a cgroup skb program.
-    let id = unsafe { bpf_skb_cgroup_id(skb) };
-    task.cgroup = CgroupId(id);
-    // SAFETY: copied at once.
-    if let Some(cgroup) = unsafe { CGROUPS.get(CgroupId(id)) } {
-        return Some(*cgroup);
-    }
-    let mut found = None;
-    let mut level = 0;
-    while level < CGROUP_DEPTH {
-        // SAFETY: as above; 0 where there is no such ancestor.
-        let id = unsafe { bpf_skb_ancestor_cgroup_id(skb, level) };
-        if id == 0 {
-            break;
-        }
-        // SAFETY: copied at once.
-        if let Some(cgroup) = unsafe { CGROUPS.get(CgroupId(id)) } {
-            found = Some(*cgroup);
-        }
-        level += 1;
-    }
-    found
+    let taken = if refuses {
+        taken::REFUSED
+    } else {
+        taken::NOTHING
+    };
+    let object = Object::Destination(destination);
+    emit::use_of(now, task, object, verdict, Gate::Packet, taken, false);
 }
 
 /// Whether the packet answers an incoming connection that has no socket of its own yet.
@@ -195,47 +146,38 @@ fn is_listening(sk: *const bpf_sock) -> bool {
 /// Reads the headers; `None` if they cannot be read, which no ordinary packet does.
 #[inline(always)]
 fn parse(skb: *mut __sk_buff) -> Option<Packet> {
-    let mut head = [0_u8; 40];
-    let first: [u8; 20] = load(skb, 0)?;
-    match first[0] >> 4 {
+    let version: u8 = load(skb, 0)?;
+    let (address, protocol, altered, transport) = match version >> 4 {
         4 => {
-            let offset = u32::from(first[0] & 0x0f) * 4;
-            let fragment = u16::from_be_bytes([first[6], first[7]]) & 0x1fff;
-            let altered = offset != 20 || fragment != 0;
-            let protocol = Protocol(first[9]);
-            let port = if altered { 0 } else { port(skb, 20, protocol) };
-            let destination = Destination::new(
-                Address::from_v4([first[16], first[17], first[18], first[19]]),
-                port,
-                protocol,
-            );
-            Some(packet(destination, altered))
+            let fragment = u16::from_be(load(skb, 6)?) & 0x1fff;
+            let protocol = Protocol(load(skb, 9)?);
+            // A header longer than 20 bytes has options.
+            let altered = version & 0x0f != 5 || fragment != 0;
+            (Address::from_v4(load(skb, 16)?), protocol, altered, 20)
         }
         6 => {
-            let rest: [u8; 20] = load(skb, 20)?;
-            head[..20].copy_from_slice(&first);
-            head[20..].copy_from_slice(&rest);
-            let protocol = socket::protocol(u16::from(head[6]));
+            let next: u8 = load(skb, 6)?;
+            let protocol = socket::protocol(u16::from(next));
             let altered = !matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP);
-            let port = if altered { 0 } else { port(skb, 40, protocol) };
-            let mut address = [0; 16];
-            address.copy_from_slice(&head[24..40]);
-            Some(packet(
-                Destination::new(Address(address), port, protocol),
-                altered,
-            ))
+            let address = Address {
+                high: load(skb, 24)?,
+                low: load(skb, 32)?,
+            };
+            (address, protocol, altered, 40)
         }
-        _ => None,
-    }
-}
-
-#[inline(always)]
-fn packet(destination: Destination, altered: bool) -> Packet {
-    if altered {
+        _ => return None,
+    };
+    let port = if altered {
+        0
+    } else {
+        port(skb, transport, protocol)
+    };
+    let destination = Destination::new(address, port, protocol);
+    Some(if altered {
         Packet::Altered(destination)
     } else {
         Packet::To(destination)
-    }
+    })
 }
 
 /// Destination port of a transport header at `offset`; 0 for protocols without ports.
@@ -244,23 +186,21 @@ fn port(skb: *mut __sk_buff, offset: u32, protocol: Protocol) -> u16 {
     if !matches!(protocol, Protocol::TCP | Protocol::UDP) {
         return 0;
     }
-    match load::<4>(skb, offset) {
-        Some(ports) => u16::from_be_bytes([ports[2], ports[3]]),
-        None => 0,
-    }
+    u16::from_be(load(skb, offset + 2).unwrap_or(0))
 }
 
+/// Reads a number as it stands in the packet.
 #[inline(always)]
-fn load<const N: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    // SAFETY: writes the array's size; the context of a cgroup skb program.
+fn load<T: Copy + Default>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+    let mut number = T::default();
+    // SAFETY: writes the number's size; the context of a cgroup skb program.
     let failed = unsafe {
         bpf_skb_load_bytes(
             skb.cast(),
             offset,
-            (&raw mut bytes).cast(),
-            N as u32,
+            (&raw mut number).cast(),
+            size_of::<T>() as u32,
         )
     };
-    (failed == 0).then_some(bytes)
+    (failed == 0).then_some(number)
 }

@@ -3,15 +3,16 @@
 #![no_main]
 #![allow(missing_docs, reason = "the program macros make public functions without the docs of ours")]
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, macros::classifier, programs::TcContext};
+use aya_ebpf::{bindings::__sk_buff, helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes}, macros::classifier, programs::TcContext};
 use aya_ebpf::EbpfContext;
 use enforcer_common::{
     decide,
-    replay::{CASE_OFFSET, Case, encode},
+    replay::{CASE_OFFSET, Case, VERDICT_OFFSET},
+    verdict::Verdict,
 };
 use enforcer_ebpf::tables::KernelTables;
 
-/// Decides the case that follows an Ethernet header in the packet. Returns the verdict, encoded.
+/// Decides the case that follows an Ethernet header in the packet. Returns 0, with the verdict behind the case.
 #[classifier]
 pub fn replay(ctx: TcContext) -> i32 {
     let mut case = Case::default();
@@ -33,5 +34,15 @@ pub fn replay(ctx: TcContext) -> i32 {
     } else {
         decide::read(&KernelTables, case.now, &case.task, case.credential)
     };
-    encode(&verdict) as i32
+    // SAFETY: as above, in the other direction.
+    let failed = unsafe {
+        bpf_skb_store_bytes(
+            skb.cast(),
+            VERDICT_OFFSET as u32,
+            (&raw const verdict).cast(),
+            size_of::<Verdict>() as u32,
+            0,
+        )
+    };
+    if failed != 0 { -1 } else { 0 }
 }

@@ -17,12 +17,12 @@ const SIGKILL: u32 = 9;
 ///
 /// The signal is pending before the call returns, so that no further instruction of the process runs.
 #[inline(always)]
-pub fn act(verdict: &Verdict) -> u8 {
+pub fn act(verdict: Verdict) -> u8 {
     if !verdict.refuses() {
         return taken::NOTHING;
     }
     // SAFETY: a helper on a number, for the current task.
-    if matches!(verdict.action, Action::Kill) && unsafe { bpf_send_signal(SIGKILL) } == 0 {
+    if matches!(verdict.action(), Action::Kill) && unsafe { bpf_send_signal(SIGKILL) } == 0 {
         return taken::KILLED;
     }
     taken::REFUSED

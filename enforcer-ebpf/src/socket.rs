@@ -54,7 +54,10 @@ pub fn named(sockaddr: u64, family: u16, protocol: Protocol) -> Option<Destinati
     let port = u16::from_be(read(sockaddr + 2));
     let address = match named {
         INET => Address::from_v4(read(sockaddr + 4)),
-        INET6 => Address(read(sockaddr + 8)),
+        INET6 => Address {
+            high: read(sockaddr + 8),
+            low: read(sockaddr + 16),
+        },
         _ => return None,
     };
     Some(Destination::new(address, port, protocol))
@@ -66,7 +69,10 @@ pub fn peer(sk: u64, family: u16, protocol: Protocol) -> Option<Destination> {
     let port = u16::from_be(read(sk + offset!(sk_dport)));
     let address = match family {
         INET => Address::from_v4(read(sk + offset!(sk_daddr))),
-        INET6 => Address(read(sk + offset!(sk_v6_daddr))),
+        INET6 => Address {
+            high: read(sk + offset!(sk_v6_daddr)),
+            low: read(sk + offset!(sk_v6_daddr) + 8),
+        },
         _ => return None,
     };
     (port != 0).then(|| Destination::new(address, port, protocol))

@@ -1,9 +1,10 @@
 //! [`Tables`] over BPF maps.
 
-use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use enforcer_common::{
-    address::Destination,
-    ids::{CredentialId, ScopeId},
+    address::Address,
+    decide,
+    ids::{BootNs, CredentialId, PortSetId, ScopeId},
     tables::{
         Bundle, Credential, CredentialKey, GrantKey, Grants, HolderKey, PortKey, ScopeKey, Subject,
         SubjectKey, Tables,
@@ -20,12 +21,12 @@ pub struct KernelTables;
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn bundle(&self) -> Option<Bundle> {
+    fn bundle(&self) -> Option<&Bundle> {
         let generation = generation();
         if generation.0 == 0 {
             return None;
         }
-        BUNDLES.get(generation.0 & 1).copied()
+        BUNDLES.get(generation.0 & 1)
     }
 
     #[inline(always)]
@@ -47,26 +48,28 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn covers(&self, scope: ScopeId, destination: &Destination) -> u32 {
-        let address = Key::new(
-            ScopeKey::FULL_BITS,
-            ScopeKey {
-                scope,
-                address: destination.address.0,
-            },
-        );
-        let Some(ports) = SCOPES.get(&address).copied() else {
+    fn covers(&self, scope: ScopeId, address: &Address, transport: u64) -> u32 {
+        let key = ScopeKey::new(scope, address, 128);
+        let Some(ports) = lookup::<_, PortSetId>(&SCOPES, &key) else {
             return 0;
         };
-        let port = Key::new(
-            PortKey::FULL_BITS,
-            PortKey {
-                ports,
-                protocol: destination.protocol.0,
-                port: destination.port.to_be_bytes(),
-            },
-        );
-        PORTS.get(&port).copied().unwrap_or(0)
+        let key = PortKey::new(ports, (transport >> 16) as u8, transport as u16, 16);
+        lookup(&PORTS, &key).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn weigh(&self, key: GrantKey, now: BootNs, address: &Address, transport: u64) -> u64 {
+        weigh_grants(key.word(), now.0, address.high, address.low, transport)
+    }
+
+    #[inline(always)]
+    fn baseline(&self, scope: ScopeId, address: &Address, transport: u64) -> bool {
+        baseline_covers(scope.0 as u64, address.high, address.low, transport) != 0
+    }
+
+    #[inline(always)]
+    fn near(&self, key: GrantKey) -> u64 {
+        near_grants(key.word())
     }
 
     #[inline(always)]
@@ -74,4 +77,47 @@ impl Tables for KernelTables {
         // SAFETY: copied at once.
         unsafe { HOLDERS.get(key) }.copied()
     }
+}
+
+/// Looks up a key that has its prefix length within, which aya's own type does not.
+#[inline(always)]
+fn lookup<K, V: Copy>(trie: &'static impl Sized, key: &K) -> Option<V> {
+    // SAFETY: the trie is a map whose keys and values are `K` and `V`; the value is copied at once.
+    unsafe {
+        let value = bpf_map_lookup_elem(
+            core::ptr::from_ref(trie).cast_mut().cast(),
+            core::ptr::from_ref(key).cast(),
+        );
+        value.cast::<V>().as_ref().copied()
+    }
+}
+
+/// [`decide::weigh`] with everything in registers. A global function with numbers for arguments is verified
+/// once by itself (since 5.6), not again for each path that leads to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn weigh_grants(key: u64, now: u64, high: u64, low: u64, transport: u64) -> u64 {
+    decide::weigh(
+        &KernelTables,
+        GrantKey::from_word(key),
+        BootNs(now),
+        &Address { high, low },
+        transport,
+    )
+}
+
+/// Look-up of a destination in a scope, likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn baseline_covers(scope: u64, high: u64, low: u64, transport: u64) -> u64 {
+    KernelTables
+        .covers(ScopeId(scope as u32), &Address { high, low }, transport)
+        .into()
+}
+
+/// [`decide::near`], likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn near_grants(key: u64) -> u64 {
+    decide::near(&KernelTables, GrantKey::from_word(key))
 }

@@ -2,22 +2,20 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid,
-    generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_current_task},
+    generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
 };
 use enforcer_common::{
+    decide,
     facts::Task,
     ids::{BootNs, CgroupId, ExecutableKey, Generation, Tgid, Tid, Uid},
-    tables::Cgroup,
 };
 
 use crate::{
     kernel::{executable_key, read},
     maps::{CGROUPS, GENERATION},
     offset,
+    tables::KernelTables,
 };
-
-/// How deep below the root a cgroup's known ancestor is looked for. Kubernetes nests five deep.
-const CGROUP_DEPTH: i32 = 8;
 
 /// Process and thread that run now.
 #[inline(always)]
@@ -27,39 +25,59 @@ pub fn ids() -> (Tgid, Tid) {
 }
 
 /// The current task, where the kernel lets the program read it.
-#[inline(never)]
+#[inline(always)]
 pub fn current() -> Task {
-    // SAFETY: no arguments; the address is only read through `read`.
-    let task = unsafe { bpf_get_current_task() };
-    let (instance, cgroup, known) = current_cgroup();
-    let mut facts = Task {
-        executable: executable(task),
-        start: start(task),
-        instance,
-        cgroup,
-        tgid: ids().0,
-        uid: Uid(bpf_get_current_uid_gid() as u32),
-        ..Task::default()
-    };
-    if let Some(cgroup) = known {
-        facts.identity = cgroup.identity.at(generation());
-        facts.classified = 1;
-    }
+    let mut facts = Task::default();
+    fill(&mut facts);
     facts
 }
 
-/// Only what tells whether the current task holds anything: who it is and its instance.
+/// [`current`] in a frame of its own. Returns the generation, so that no stack pointer is left where a
+/// result would be, which the verifier refuses.
 #[inline(never)]
-pub fn current_holder() -> Task {
-    // SAFETY: as in `current`.
+fn fill(facts: &mut Task) -> u32 {
+    // SAFETY: no arguments; the address is only read through `read`.
     let task = unsafe { bpf_get_current_task() };
-    let (instance, cgroup, _) = current_cgroup();
-    Task {
-        start: start(task),
-        instance,
-        cgroup,
-        tgid: ids().0,
-        ..Task::default()
+    facts.executable = executable(task);
+    fill_holder(facts, task);
+    facts.uid = Uid(bpf_get_current_uid_gid() as u32);
+    generation().0
+}
+
+/// Whether the current task holds anything. In a frame of its own.
+#[inline(never)]
+pub fn holds() -> bool {
+    decide::holds(&KernelTables, &current_holder())
+}
+
+/// Only what tells whether the current task holds anything: who it is and its instance.
+#[inline(always)]
+pub fn current_holder() -> Task {
+    // SAFETY: as in `fill`.
+    let task = unsafe { bpf_get_current_task() };
+    let mut facts = Task::default();
+    fill_holder(&mut facts, task);
+    facts
+}
+
+#[inline(always)]
+fn fill_holder(facts: &mut Task, task: u64) {
+    facts.start = start(task);
+    // SAFETY: no arguments.
+    facts.cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
+    facts.tgid = ids().0;
+    classify(facts);
+}
+
+/// Adds what the tables know of the task's cgroup. A cgroup has an entry from its creation on, made from
+/// its parent's; one without is in no instance and not classified.
+#[inline(always)]
+pub fn classify(task: &mut Task) {
+    // SAFETY: read at once; not preallocated, so freed only after the program has ended (RCU).
+    if let Some(cgroup) = unsafe { CGROUPS.get(&task.cgroup) } {
+        task.instance = cgroup.instance;
+        task.identity = cgroup.identity.at(generation());
+        task.classified = 1;
     }
 }
 
@@ -104,37 +122,4 @@ pub fn executable_file(task: u64) -> u64 {
         return 0;
     }
     read(mm + offset!(mm_exe))
-}
-
-/// Instance and id of the current task's cgroup, and what the tables know of it.
-#[inline(always)]
-fn current_cgroup() -> (CgroupId, CgroupId, Option<Cgroup>) {
-    // SAFETY: no arguments.
-    let id = CgroupId(unsafe { bpf_get_current_cgroup_id() });
-    // SAFETY: the value is copied at once; entries are replaced whole.
-    let known = unsafe { CGROUPS.get(id) }.copied().or_else(nearest_ancestor);
-    match known {
-        Some(cgroup) => (cgroup.instance, id, Some(cgroup)),
-        None => (CgroupId(0), id, None),
-    }
-}
-
-/// The deepest ancestor that the tables know: for a cgroup whose creation was not seen.
-#[inline(always)]
-fn nearest_ancestor() -> Option<Cgroup> {
-    let mut found = None;
-    let mut level = 0;
-    while level < CGROUP_DEPTH {
-        // SAFETY: a helper on a number; 0 where there is no such ancestor.
-        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
-        if id == 0 {
-            break;
-        }
-        // SAFETY: the value is copied at once.
-        if let Some(cgroup) = unsafe { CGROUPS.get(CgroupId(id)) } {
-            found = Some(*cgroup);
-        }
-        level += 1;
-    }
-    found
 }

@@ -100,21 +100,11 @@ impl Default for Options {
 
 /// Loads the object, with the running kernel's offsets, and every program in it. Nothing is attached.
 pub fn load(options: &Options) -> Result<Ebpf, Error> {
-    let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let mut loaded = None;
     // Whether cgroup programs can read the task is found by trying: 6.1 and later can.
-    for task_in_cgroup_programs in [1_u32, 0] {
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
-            .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
-            .override_global("OFFSETS", &offsets, true)
-            .override_global("TASK_IN_CGROUP_PROGRAMS", &task_in_cgroup_programs, true)
-            .map_max_entries("HOLDERS", options.holders)
-            .map_max_entries("DENIALS", options.denials_ring_bytes)
-            .map_max_entries("USES", options.uses_ring_bytes)
-            .load(OBJECT)
-            .map_err(|error| Error::Object(Box::new(error)))?;
+    for task_in_cgroup_programs in [1, 0] {
+        let mut ebpf = open(options, task_in_cgroup_programs)?;
         match load_sock_addr(&mut ebpf) {
             Ok(()) => {
                 loaded = Some(ebpf);
@@ -142,6 +132,22 @@ pub fn load(options: &Options) -> Result<Ebpf, Error> {
         .load()
         .map_err(refused("tcp_established", "loading"))?;
     Ok(ebpf)
+}
+
+/// Creates the maps and prepares the programs.
+pub fn open(options: &Options, task_in_cgroup_programs: u32) -> Result<Ebpf, Error> {
+    let offsets = btf::offsets()?;
+    let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
+    EbpfLoader::new()
+        .btf(Some(&btf))
+        .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
+        .override_global("OFFSETS", &offsets, true)
+        .override_global("TASK_IN_CGROUP_PROGRAMS", &task_in_cgroup_programs, true)
+        .map_max_entries("HOLDERS", options.holders)
+        .map_max_entries("DENIALS", options.denials_ring_bytes)
+        .map_max_entries("USES", options.uses_ring_bytes)
+        .load(OBJECT)
+        .map_err(|error| Error::Object(Box::new(error)))
 }
 
 fn load_sock_addr(ebpf: &mut Ebpf) -> Result<(), Error> {
