@@ -1,5 +1,7 @@
 //! Addresses as the decision sees them: whole words, which the kernel side moves and compares as they are.
 
+use crate::branchless::{all_ones, is_zero};
+
 /// IPv6 address, or IPv4 as an IPv4-mapped IPv6 address: its sixteen bytes, in network order, as two words
 /// in memory order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,14 +53,13 @@ impl Address {
     /// What the kernel will really contact: the unspecified address means this host.
     #[inline(always)]
     pub fn effective(self) -> Self {
-        if self.high != 0 {
-            self
-        } else if self.low == 0 {
-            Self::LOOPBACK_V6
-        } else if self.low == Self::MAPPED {
-            Self::LOOPBACK_V4
-        } else {
-            self
+        let v4 = is_zero(self.high | self.low ^ Self::MAPPED);
+        let v6 = is_zero(self.high | self.low);
+        Self {
+            high: self.high,
+            low: self.low
+                | Self::LOOPBACK_V4.low & all_ones(v4)
+                | Self::LOOPBACK_V6.low & all_ones(v6),
         }
     }
 

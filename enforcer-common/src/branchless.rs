@@ -32,6 +32,12 @@ pub fn less(a: u64, b: u64) -> u64 {
     opaque(((!a & b) | ((!a | b) & a.wrapping_sub(b))) >> 63)
 }
 
+/// 1 if `a` is 0, else 0.
+#[inline(always)]
+pub fn is_zero(a: u64) -> u64 {
+    less(a, 1)
+}
+
 /// All bits set if `bit` is 1, none if it is 0.
 #[inline(always)]
 pub fn all_ones(bit: u64) -> u64 {

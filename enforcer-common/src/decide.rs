@@ -29,9 +29,14 @@ fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mu
     while mask < found.len() as u64 {
         let current = mask as usize & (found.len() - 1);
         mask = opaque(mask + 1);
-        if bundle.masks & (1 << current) != 0
+        // Read anew: else what one round learns of the bits would keep the next ones apart.
+        if reload(&bundle.masks) & (1 << current) != 0
             && let Some(subject) =
-                tables.subject(&SubjectKey::of(task, bundle.generation, current as u32))
+                tables.subject(&SubjectKey::of(
+                task,
+                reload(&bundle.generation),
+                current as u64 + reload(&bundle.zero),
+            ))
         {
             found[current] = u64::from(subject.matched.0) << 32 | u64::from(subject.near.0);
             trusted |= u64::from(subject.trusted);
@@ -146,7 +151,7 @@ pub fn read<T: Tables>(tables: &T, now: BootNs, task: &Task, credential: Credent
     };
     let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
     let trusted = find_subjects(tables, bundle, task, &mut subjects);
-    search(tables, now, &Destination::NONE, &subjects, &bundle.zero, credential)
+    search(tables, now, &Destination::NONE, &subjects, credential)
         .or(unmatched(bundle, task, info))
         .or(if_trusted(bundle, trusted))
         .verdict(bundle, now, credential)
@@ -189,16 +194,20 @@ pub fn reach<T: Tables>(
         let Some(credential) = tables.held(&key) else {
             break;
         };
-        // What the bundle does not govern is as good as not held.
-        let Some(info) = info(tables, bundle, credential) else {
-            continue;
+        // What the bundle does not govern is as good as not held. (No `continue`: a second way back to the
+        // loop's head can end up in a place from which kernels before 6.2 do not accept it.)
+        let (flags, governed) = match info(tables, bundle, credential) {
+            Some(info) => (info.flags, bundle.zero ^ 1),
+            None => (bundle.zero as u32, bundle.zero),
         };
-        let found = search(tables, now, destination, &subjects, &bundle.zero, credential)
-            .or(unmatched(bundle, task, info))
+        let governed = all_ones(governed);
+        let found = search(tables, now, destination, &subjects, credential)
+            .or(unmatched(bundle, task, Credential { flags }))
             .in_slot(key.slot);
+        let found = Rank(found.0 | !governed);
         let permitted = all_ones(less(found.rank(), Rank::PERMITTED + 1));
-        seen |= u64::from(credential.0)
-            | u64::from(info.flags & Credential::EXCLUSIVE) << 32 & !permitted;
+        seen |= (u64::from(credential.0) | u64::from(flags & Credential::EXCLUSIVE) << 32 & !permitted)
+            & governed;
         best = best.or(found);
         denied = denied.or(Rank(found.0 | permitted));
     }
@@ -268,32 +277,26 @@ fn if_trusted(bundle: &Bundle, trusted: u64) -> Rank {
     Rank(Rank::bare(bundle, Rank::TRUSTED).0 | all_ones(trusted ^ 1))
 }
 
-/// The best of what the entitlements of `subjects` to `credential` say; all bits set if there are none.
+/// The best of what the entitlements of `subjects` to `credential` say; all bits set if there are none. Without
+/// a branch: the functions behind `weigh` and `near` return at once for no subject.
 #[inline(always)]
 fn search<T: Tables>(
     tables: &T,
     now: BootNs,
     destination: &Destination,
     subjects: &Subjects,
-    zero: &u64,
     credential: CredentialId,
 ) -> Rank {
     let mut best = Rank(u64::MAX);
     let mut mask = 0;
     while mask < subjects.len() as u64 {
-        // A sum, so that what a branch below teaches the verifier is not about the array: it would walk the
-        // loop again for every combination.
-        let subject = subjects[mask as usize & (subjects.len() - 1)].wrapping_add(reload(zero));
+        let subject = subjects[mask as usize & (subjects.len() - 1)];
         mask = opaque(mask + 1);
-        if subject >> 32 != 0 {
-            let key = GrantKey::new(SubjectId((subject >> 32) as u32), credential);
-            let to = reload(destination);
-            best = best.or(Rank(tables.weigh(key, now, &to.address, to.transport())));
-        }
-        if subject as u32 != 0 {
-            let key = GrantKey::new(SubjectId(subject as u32), credential);
-            best = best.or(Rank(tables.near(key)));
-        }
+        let matched = GrantKey::new(SubjectId((subject >> 32) as u32), credential);
+        let to = reload(destination);
+        best = best.or(Rank(tables.weigh(matched, now, &to.address, to.transport())));
+        let near = GrantKey::new(SubjectId(subject as u32), credential);
+        best = best.or(Rank(tables.near(near)));
     }
     best
 }
@@ -302,6 +305,9 @@ fn search<T: Tables>(
 /// there are none.
 #[inline(always)]
 pub fn near<T: Tables + ?Sized>(tables: &T, key: GrantKey) -> u64 {
+    if key.subject().0 == 0 {
+        return u64::MAX;
+    }
     match tables.grants(&key) {
         Some(grants) => Rank::of(Rank::denied(Reason::WrongExecutable), &grants.grants[0]).0,
         None => u64::MAX,
@@ -331,6 +337,9 @@ pub fn weigh<T: Tables + ?Sized>(
     transport: u64,
 ) -> u64 {
     let mut best = Rank(u64::MAX);
+    if key.subject().0 == 0 {
+        return best.0;
+    }
     let Some(grants) = tables.grants(&key) else {
         return best.0;
     };

@@ -1,7 +1,9 @@
 //! Which cgroups are workload instances: where holding begins and ends.
 
-/// Longest cgroup name that is looked at, in bytes.
-pub const NAME_MAX: usize = 128;
+/// How many bytes from the beginning of a name are looked at: a container's id.
+pub const FIRST: usize = 64;
+/// How many bytes from the end of a name are looked at: `.service`.
+pub const LAST: usize = 8;
 
 /// What a cgroup's own name says about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,50 +18,42 @@ pub enum NameKind {
     Other,
 }
 
-/// Classifies a cgroup by its name, in `name[..len]`.
-///
-/// Written with masked indices and without slicing by a variable, so that the verifier of 5.10 follows.
+/// Classifies a cgroup by its name: its length, its first bytes (NUL-padded), and its last bytes
+/// (right-aligned; what stands before a shorter name does not matter).
 #[inline(always)]
-pub fn classify(name: &[u8; NAME_MAX], len: usize) -> NameKind {
-    if len == 0 || len > NAME_MAX {
-        return NameKind::Other;
-    }
-    if ends_with(name, len, b".slice") {
-        return NameKind::Slice;
-    }
-    if ends_with(name, len, b".service") {
-        if starts_with(name, b"user@") {
-            return NameKind::UserManager;
+pub fn classify(len: usize, first: &[u8; FIRST], last: &[u8; LAST]) -> NameKind {
+    let last = u64::from_be_bytes(*last);
+    if len > 6 && last << 16 == u64::from_be_bytes(*b".slice\0\0") {
+        NameKind::Slice
+    } else if len > 8 && last == u64::from_be_bytes(*b".service") {
+        if starts_with(first, b"user@") {
+            NameKind::UserManager
+        } else {
+            NameKind::Instance
         }
-        return NameKind::Instance;
-    }
-    if ends_with(name, len, b".scope")
-        || starts_with(name, b"lxc.payload.")
-        || (len == 64 && all_hex(name))
+    } else if len > 6 && last << 16 == u64::from_be_bytes(*b".scope\0\0")
+        || starts_with(first, b"lxc.payload.")
+        || len == FIRST && all_hex(first)
     {
-        return NameKind::Instance;
+        NameKind::Instance
+    } else {
+        NameKind::Other
     }
-    NameKind::Other
+}
+
+/// [`classify`] for a whole name.
+pub fn classify_name(name: &[u8]) -> NameKind {
+    let mut first = [0; FIRST];
+    let head = name.len().min(FIRST);
+    first[..head].copy_from_slice(&name[..head]);
+    let mut last = [0; LAST];
+    let tail = name.len().min(LAST);
+    last[LAST - tail..].copy_from_slice(&name[name.len() - tail..]);
+    classify(name.len(), &first, &last)
 }
 
 #[inline(always)]
-fn ends_with<const N: usize>(name: &[u8; NAME_MAX], len: usize, suffix: &[u8; N]) -> bool {
-    if len <= N {
-        return false;
-    }
-    let start = len - N;
-    let mut i = 0;
-    while i < N {
-        if name[(start + i) & (NAME_MAX - 1)] != suffix[i] {
-            return false;
-        }
-        i += 1;
-    }
-    true
-}
-
-#[inline(always)]
-fn starts_with<const N: usize>(name: &[u8; NAME_MAX], prefix: &[u8; N]) -> bool {
+fn starts_with<const N: usize>(name: &[u8; FIRST], prefix: &[u8; N]) -> bool {
     let mut i = 0;
     while i < N {
         if name[i] != prefix[i] {
@@ -72,9 +66,9 @@ fn starts_with<const N: usize>(name: &[u8; NAME_MAX], prefix: &[u8; N]) -> bool 
 
 /// The name of a container's cgroup under the cgroupfs driver is its id, 64 hexadecimal digits.
 #[inline(always)]
-fn all_hex(name: &[u8; NAME_MAX]) -> bool {
+fn all_hex(name: &[u8; FIRST]) -> bool {
     let mut i = 0;
-    while i < 64 {
+    while i < FIRST {
         if !matches!(name[i], b'0'..=b'9' | b'a'..=b'f') {
             return false;
         }
@@ -88,9 +82,7 @@ mod tests {
     use super::*;
 
     fn kind(text: &str) -> NameKind {
-        let mut name = [0; NAME_MAX];
-        name[..text.len()].copy_from_slice(text.as_bytes());
-        classify(&name, text.len())
+        classify_name(text.as_bytes())
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! The daemon writes everything for the next generation, then stores one number.
 
 use crate::address::Address;
-use crate::branchless::all_ones;
+use crate::branchless::{all_ones, reload};
 use crate::capacity::{GRANTS_PER_PAIR, KEYS_PER_CAPTURE, NODES_PER_WATCH};
 use crate::ids::{
     BootNs, CgroupId, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, InodeKey,
@@ -126,29 +126,31 @@ word_key!(
 
 impl SubjectKey {
     /// Bit of a selector mask: the executable matters.
-    pub const EXECUTABLE: u32 = 1;
+    pub const EXECUTABLE: u64 = 1;
     /// Bit of a selector mask: the cgroup's identity matters.
-    pub const IDENTITY: u32 = 2;
+    pub const IDENTITY: u64 = 2;
     /// Bit of a selector mask: the user matters.
-    pub const UID: u32 = 4;
+    pub const UID: u64 = 4;
     /// How many selector masks there are.
-    pub const MASKS: u32 = 8;
+    pub const MASKS: u64 = 8;
 
     /// The key for `task` when only the parts in `mask` matter. A task that lacks such a part (no
     /// executable, a cgroup that means nothing) gets the key of the mask without it, which is its own too.
     #[inline(always)]
-    pub fn of(task: &crate::facts::Task, generation: Generation, mask: u32) -> Self {
-        let executable = all_ones(u64::from(mask & 1));
-        let identity = all_ones(u64::from(mask >> 1 & 1));
-        let uid = all_ones(u64::from(mask >> 2 & 1));
+    pub fn of(task: &crate::facts::Task, generation: Generation, mask: u64) -> Self {
+        let executable = all_ones(mask & 1);
+        let identity = all_ones(mask >> 1 & 1);
+        let uid = all_ones(mask >> 2 & 1);
         let inode = &task.executable.inode;
+        let generation = u64::from(generation.0) << 32;
         Self([
-            inode.ino & executable,
-            ((inode.dev as u64) << 32 | inode.generation as u64) & executable,
-            task.executable.changed_ns & executable,
-            (generation.0 as u64) << 32 | task.identity.0 as u64 & identity,
+            reload(&inode.ino) & executable,
+            (u64::from(reload(&inode.dev)) << 32 | u64::from(reload(&inode.generation)))
+                & executable,
+            reload(&task.executable.changed_ns) & executable,
+            generation | u64::from(reload(&task.identity.0)) & identity,
             // The user's id, plus one so that root is not the same as anybody.
-            (task.uid.0 as u64 + 1) & uid,
+            (u64::from(reload(&task.uid.0)) + 1) & uid,
         ])
     }
 }
@@ -175,6 +177,12 @@ impl GrantKey {
     #[inline(always)]
     pub const fn new(subject: SubjectId, credential: CredentialId) -> Self {
         Self([(subject.0 as u64) << 32 | credential.0 as u64])
+    }
+
+    /// Who.
+    #[inline(always)]
+    pub const fn subject(self) -> SubjectId {
+        SubjectId((self.0[0] >> 32) as u32)
     }
 
     /// The key as one word.

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use enforcer_common::{
+    branchless::opaque,
     capacity::HELD_PER_HOLDER,
     facts::Task,
     ids::{CgroupId, CredentialId},
@@ -44,7 +45,7 @@ pub fn add(holder: Holder, credential: CredentialId) -> bool {
             Some(_) => {}
             None => return false,
         }
-        slot += 1;
+        slot = opaque(slot + 1);
     }
     false
 }
@@ -64,7 +65,7 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
         };
         // SAFETY: a pointer into the map's preallocated memory.
         complete &= add(to, unsafe { *held });
-        slot += 1;
+        slot = opaque(slot + 1);
     }
     complete
 }
@@ -81,7 +82,7 @@ pub fn forget(holder: Holder) {
         if HOLDERS.remove(&key).is_err() {
             break;
         }
-        slot += 1;
+        slot = opaque(slot + 1);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading kernel structures.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use enforcer_common::ids::{ExecutableKey, InodeKey};
 
 /// Offset of `len` in `struct qstr`: after the hash, on little-endian machines since 3.8.
@@ -26,12 +26,21 @@ pub fn constant<T: Copy>(constant: &'static T) -> T {
     unsafe { core::ptr::read_volatile(constant) }
 }
 
-/// Reads a `T` at a kernel address. A bad address gives the default, as the kernel's own fault handling
-/// fills zeroes: all callers treat zero as absent.
+/// Reads a `T` at a kernel address. A bad address gives zeroes, with which the kernel fills what it could
+/// not read: all callers treat zero as absent. The helper's result is not looked at, because each look
+/// would double what the verifier walks.
 #[inline(always)]
 pub fn read<T: Copy + Default>(address: u64) -> T {
-    // SAFETY: `bpf_probe_read_kernel` checks the address and never faults.
-    unsafe { bpf_probe_read_kernel(address as *const T) }.unwrap_or_default()
+    let mut value = T::default();
+    // SAFETY: writes the size of `value`, checks the address, and never faults.
+    unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const _,
+        );
+    }
+    value
 }
 
 /// Loads a `T` from an argument of a BTF-typed program, or from a pointer loaded so.
@@ -46,12 +55,9 @@ pub unsafe fn load<T: Copy>(base: *const u8, offset: u64) -> T {
     unsafe { core::ptr::read_volatile(base.add(offset as usize).cast::<T>()) }
 }
 
-/// The key of an inode at a kernel address; all zero for a null address.
+/// The key of an inode at a kernel address; all zero for a null address, from which nothing can be read.
 #[inline(always)]
 pub fn inode_key(inode: u64) -> InodeKey {
-    if inode == 0 {
-        return InodeKey::default();
-    }
     let sb: u64 = read(inode + offset!(inode_sb));
     InodeKey {
         ino: read(inode + offset!(inode_ino)),
@@ -63,9 +69,6 @@ pub fn inode_key(inode: u64) -> InodeKey {
 /// The key of an executable by its inode's kernel address.
 #[inline(always)]
 pub fn executable_key(inode: u64) -> ExecutableKey {
-    if inode == 0 {
-        return ExecutableKey::default();
-    }
     let seconds: u64 = read(inode + offset!(inode_ctime_sec));
     let nanoseconds: u32 = read(inode + offset!(inode_ctime_nsec));
     ExecutableKey {

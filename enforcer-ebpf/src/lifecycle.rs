@@ -2,16 +2,17 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use enforcer_common::{
+    branchless::opaque,
     event::NoticeKind,
     ids::{CgroupId, IdentityId, InodeKey, Tgid},
-    instance::{NAME_MAX, NameKind, classify},
+    instance::{FIRST, LAST, NameKind, classify},
     tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName, Holder, Versioned},
 };
 
 use crate::{
     emit,
     holders,
-    kernel::read,
+    kernel::{self, read},
     maps::{CGROUP_NAMES, CGROUPS},
     offset, task,
 };
@@ -174,15 +175,50 @@ fn lookup(text: u64) -> Option<Versioned<IdentityId>> {
 /// What a cgroup's own name says.
 #[inline(never)]
 fn kind(name: u64) -> NameKind {
-    let mut text = [0_u8; NAME_MAX];
+    let mut first = [0_u8; FIRST + 1];
     // SAFETY: reads at most the array's size, and ends it with NUL.
     let read = unsafe {
-        bpf_probe_read_kernel_str((&raw mut text).cast(), NAME_MAX as u32, name as *const _)
+        bpf_probe_read_kernel_str(
+            (&raw mut first).cast(),
+            first.len() as u32,
+            name as *const _,
+        )
     };
+    let mut len = (read - 1) as u64;
     if read <= 1 {
         return NameKind::Other;
     }
-    classify(&text, (read as usize - 1) & (NAME_MAX - 1))
+    let Some(first) = first.first_chunk() else {
+        return NameKind::Other;
+    };
+    if len >= FIRST as u64 {
+        len = full_length(name);
+    }
+    let last: [u8; LAST] = kernel::read(name.wrapping_add(len).wrapping_sub(LAST as u64));
+    classify(len as usize, first, &last)
+}
+
+/// Length of a name that is longer than what [`classify`] wants of its beginning; names have 255 bytes at
+/// most.
+#[inline(never)]
+fn full_length(name: u64) -> u64 {
+    let mut piece = [0_u8; FIRST + 1];
+    let mut len = 0;
+    while len < 256 {
+        // SAFETY: reads at most the array's size.
+        let read = unsafe {
+            bpf_probe_read_kernel_str(
+                (&raw mut piece).cast(),
+                piece.len() as u32,
+                name.wrapping_add(len) as *const _,
+            )
+        };
+        if read <= FIRST as i64 {
+            return len + (read - 1) as u64 & 0xff;
+        }
+        len = opaque(len + FIRST as u64);
+    }
+    len
 }
 
 /// Whether a cgroup is of the v2 hierarchy: ids of other hierarchies overlap with its.

@@ -13,7 +13,7 @@ use aya_ebpf::{
     },
 };
 use enforcer_common::{
-    address::{Address, Destination},
+    address::{Address, Destination, Protocol},
     event::Gate,
     facts::Task,
     ids::InodeKey,
@@ -77,12 +77,36 @@ fn try_file_open(file: *const u8) -> bool {
     )
 }
 
+/// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`: whoever contacts an
+/// endpoint that hands out secrets reads a credential. A program of its own, attached before the gate, so
+/// that the gate finds the holding; and because each program has its own share of the verifier's patience.
+#[lsm(hook = "socket_connect")]
+pub fn endpoint_connect(ctx: LsmContext) -> i32 {
+    let name = ctx.arg::<*const u8>(1) as u64;
+    respond::lsm(
+        ctx.arg(3),
+        try_endpoint(ctx.arg(0), name, Gate::SocketConnect),
+    )
+}
+
+/// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, likewise.
+#[lsm(hook = "socket_sendmsg")]
+pub fn endpoint_sendmsg(ctx: LsmContext) -> i32 {
+    let message = ctx.arg::<*const u8>(1) as u64;
+    let name = read(message + offset!(msg_name));
+    respond::lsm(
+        ctx.arg(3),
+        try_endpoint(ctx.arg(0), name, Gate::SocketSendmsg),
+    )
+}
+
 /// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(ctx: LsmContext) -> i32 {
+    let name = ctx.arg::<*const u8>(1) as u64;
     respond::lsm(
         ctx.arg(3),
-        try_socket(ctx.arg(0), ctx.arg::<*const u8>(1) as u64, Gate::SocketConnect),
+        try_socket(ctx.arg(0), name, Gate::SocketConnect),
     )
 }
 
@@ -90,76 +114,82 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
 #[lsm(hook = "socket_sendmsg")]
 pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
     let message = ctx.arg::<*const u8>(1) as u64;
+    let name = read(message + offset!(msg_name));
     respond::lsm(
         ctx.arg(3),
-        try_socket(
-            ctx.arg(0),
-            read(message + offset!(msg_name)),
-            Gate::SocketSendmsg,
-        ),
+        try_socket(ctx.arg(0), name, Gate::SocketSendmsg),
     )
 }
 
-/// A call on a socket, to the `sockaddr` at a kernel address or, if that is 0, to the socket's peer.
+/// A call that names a destination, the `sockaddr` at a kernel address.
+#[inline(always)]
+fn try_endpoint(sock: *const u8, name: u64, gate: Gate) -> bool {
+    if name == 0 {
+        return false;
+    }
+    let Some(sk) = inet_socket(sock) else {
+        return false;
+    };
+    let Some(destination) = socket::named(name, sk.family, sk.protocol) else {
+        return false;
+    };
+    match gate::endpoint(&destination) {
+        Some(credential) => gate::read(credential, Object::Endpoint(&destination), gate),
+        None => false,
+    }
+}
+
+/// A holder's call on a socket, to the `sockaddr` at a kernel address or, if that names nothing, to the
+/// socket's peer.
 #[inline(always)]
 fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
+    let Some(sk) = inet_socket(sock) else {
+        return false;
+    };
+    if !task::holds() {
+        return false;
+    }
+    let mut named = Named::ByCall;
+    let mut destination = None;
+    if name != 0 {
+        destination = socket::named(name, sk.family, sk.protocol);
+    }
+    if destination.is_none() {
+        // SAFETY: `inet_socket` gives a socket typed by the kernel's BTF, not null.
+        if unsafe { is_inbound(sk.sk) } {
+            return false;
+        }
+        named = Named::ByConnection;
+        destination = socket::peer(sk.sk as u64, sk.family, sk.protocol);
+    }
+    let Some(destination) = destination else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { gate::reach(sk.sk, &destination, gate, named) }
+}
+
+/// A socket of an IP family.
+struct InetSocket {
+    sk: *const bpf_sock,
+    family: u16,
+    protocol: Protocol,
+}
+
+/// The IP socket behind a `struct socket`; `None` for other families.
+#[inline(always)]
+fn inet_socket(sock: *const u8) -> Option<InetSocket> {
     // SAFETY: a `struct socket`, never null; `sk` is checked.
     let sk: *const bpf_sock = unsafe { load(sock, offset!(socket_sk)) };
     if sk.is_null() {
-        return false;
+        return None;
     }
     let (family, protocol) = socket::kind(sk as u64);
-    if family != INET && family != INET6 {
-        return false;
-    }
-    let named = if name != 0 {
-        socket::named(name, family, protocol)
-    } else {
-        None
-    };
-    let addressed = named.is_some();
-    if !addressed && !task::holds() {
-        return false;
-    }
-    let Some(destination) = named.or_else(|| socket::peer(sk as u64, family, protocol)) else {
-        return false;
-    };
-    // SAFETY: `sk` is the socket's own, typed by the kernel's BTF, not null.
-    unsafe { try_reach(sk, &destination, gate, addressed) }
-}
-
-/// Decides a call to `destination`: if that hands out a credential, as a read of it first.
-///
-/// # Safety
-///
-/// As [`gate::reach`].
-#[inline(always)]
-unsafe fn try_reach(
-    sk: *const bpf_sock,
-    destination: &Destination,
-    gate: Gate,
-    addressed: bool,
-) -> bool {
-    if addressed {
-        if let Some(credential) = gate::endpoint(destination)
-            && gate::read(credential, Object::Endpoint(destination), gate)
-        {
-            return true;
-        }
-        if !task::holds() {
-            return false;
-        }
-    // SAFETY: the caller's promise.
-    } else if unsafe { is_inbound(sk) } {
-        return false;
-    }
-    let named = if addressed {
-        Named::ByCall
-    } else {
-        Named::ByConnection
-    };
-    // SAFETY: the caller's promise.
-    unsafe { gate::reach(sk, destination, gate, named) }
+    (family == INET || family == INET6).then_some(InetSocket {
+        sk,
+        family,
+        protocol,
+    })
 }
 
 /// Whether the socket is an accepted connection on which the bundle permits answers.

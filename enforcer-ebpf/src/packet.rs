@@ -26,12 +26,14 @@ use crate::{
 /// `BPF_TCP_LISTEN`, `BPF_TCP_NEW_SYN_RECV`.
 const LISTENING: [u32; 2] = [10, 12];
 
-/// What the headers of a packet say.
-enum Packet {
-    /// An ordinary packet to this destination.
-    To(Destination),
+/// What the headers of a packet say about where it goes.
+mod headers {
+    /// An ordinary packet.
+    pub const PLAIN: u32 = 0;
     /// Options, extension headers or fragments that hide or change where it goes.
-    Altered(Destination),
+    pub const ALTERED: u32 = 1;
+    /// They cannot be read, which no ordinary packet's cannot.
+    pub const UNREADABLE: u32 = 2;
 }
 
 /// Decides one outgoing packet. `true` drops it.
@@ -91,21 +93,16 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
 /// Decides a holder's packet.
 #[inline(never)]
 fn decide(skb: *mut __sk_buff, task: &Task, seen_by_call: bool) -> bool {
-    let Some(packet) = parse(skb) else {
+    let mut destination = Destination::NONE;
+    let headers = parse(skb, &mut destination);
+    if headers == headers::UNREADABLE {
         return true;
-    };
+    }
     let now = emit::now();
-    let (destination, verdict) = match packet {
-        Packet::To(destination) => (destination, gate::decide_reach(now, task, &destination)),
-        Packet::Altered(destination) => {
-            let verdict = gate::decide_reach(now, task, &destination);
-            if verdict.reason() == 0 && verdict.governed() {
-                (destination, verdict.because(Reason::AlteredPacket))
-            } else {
-                (destination, verdict)
-            }
-        }
-    };
+    let mut verdict = gate::decide_reach(now, task, &destination);
+    if headers == headers::ALTERED && verdict.governed() && verdict.reason() == 0 {
+        verdict = verdict.because(Reason::AlteredPacket);
+    }
     report(now, task, &destination, verdict, seen_by_call);
     verdict.refuses()
 }
@@ -143,41 +140,46 @@ fn is_listening(sk: *const bpf_sock) -> bool {
     state == LISTENING[0] || state == LISTENING[1]
 }
 
-/// Reads the headers; `None` if they cannot be read, which no ordinary packet does.
+/// Reads where a packet goes. Returns one of [`headers`].
+#[inline(never)]
+fn parse(skb: *mut __sk_buff, destination: &mut Destination) -> u32 {
+    match read_headers(skb) {
+        Some((to, headers)) => {
+            *destination = to;
+            headers
+        }
+        None => headers::UNREADABLE,
+    }
+}
+
 #[inline(always)]
-fn parse(skb: *mut __sk_buff) -> Option<Packet> {
-    let version: u8 = load(skb, 0)?;
+fn read_headers(skb: *mut __sk_buff) -> Option<(Destination, u32)> {
+    let version: u8 = load(skb, 0);
     let (address, protocol, altered, transport) = match version >> 4 {
         4 => {
-            let fragment = u16::from_be(load(skb, 6)?) & 0x1fff;
-            let protocol = Protocol(load(skb, 9)?);
+            let fragment = u16::from_be(load(skb, 6)) & 0x1fff;
+            let protocol = Protocol(load(skb, 9));
             // A header longer than 20 bytes has options.
             let altered = version & 0x0f != 5 || fragment != 0;
-            (Address::from_v4(load(skb, 16)?), protocol, altered, 20)
+            (Address::from_v4(load(skb, 16)), protocol, altered, 20)
         }
         6 => {
-            let next: u8 = load(skb, 6)?;
+            let next: u8 = load(skb, 6);
             let protocol = socket::protocol(u16::from(next));
             let altered = !matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP);
             let address = Address {
-                high: load(skb, 24)?,
-                low: load(skb, 32)?,
+                high: load(skb, 24),
+                low: load(skb, 32),
             };
             (address, protocol, altered, 40)
         }
         _ => return None,
     };
-    let port = if altered {
-        0
-    } else {
-        port(skb, transport, protocol)
-    };
-    let destination = Destination::new(address, port, protocol);
-    Some(if altered {
-        Packet::Altered(destination)
-    } else {
-        Packet::To(destination)
-    })
+    if altered {
+        return Some((Destination::new(address, 0, protocol), headers::ALTERED));
+    }
+    let port = port(skb, transport, protocol);
+    Some((Destination::new(address, port, protocol), headers::PLAIN))
 }
 
 /// Destination port of a transport header at `offset`; 0 for protocols without ports.
@@ -186,21 +188,22 @@ fn port(skb: *mut __sk_buff, offset: u32, protocol: Protocol) -> u16 {
     if !matches!(protocol, Protocol::TCP | Protocol::UDP) {
         return 0;
     }
-    u16::from_be(load(skb, offset + 2).unwrap_or(0))
+    u16::from_be(load(skb, offset + 2))
 }
 
-/// Reads a number as it stands in the packet.
+/// Reads a number as it stands in the packet. Past its end there are zeroes, which no header has: version 0,
+/// address and port 0.
 #[inline(always)]
-fn load<T: Copy + Default>(skb: *mut __sk_buff, offset: u32) -> Option<T> {
+fn load<T: Copy + Default>(skb: *mut __sk_buff, offset: u32) -> T {
     let mut number = T::default();
     // SAFETY: writes the number's size; the context of a cgroup skb program.
-    let failed = unsafe {
+    unsafe {
         bpf_skb_load_bytes(
             skb.cast(),
             offset,
             (&raw mut number).cast(),
             size_of::<T>() as u32,
-        )
-    };
-    (failed == 0).then_some(number)
+        );
+    }
+    number
 }

@@ -107,19 +107,12 @@ fn executable(task: u64) -> ExecutableKey {
 /// Kernel address of the inode of a task's executable, or 0.
 #[inline(always)]
 pub fn executable_inode(task: u64) -> u64 {
-    let file = executable_file(task);
-    if file == 0 {
-        return 0;
-    }
-    read(file + offset!(file_inode))
+    read(executable_file(task) + offset!(file_inode))
 }
 
 /// Kernel address of the open file that a task's executable is, or 0.
 #[inline(always)]
 pub fn executable_file(task: u64) -> u64 {
     let mm: u64 = read(task + offset!(task_mm));
-    if mm == 0 {
-        return 0;
-    }
     read(mm + offset!(mm_exe))
 }

@@ -276,7 +276,7 @@ fn qemu(options: &Options, kernel: &Kernel, run: &RunDir) -> Result<Command> {
         "none",
         "-no-reboot",
     ]);
-    qemu.args(["-accel", "tcg"]);
+    qemu.args(["-accel", "tcg,thread=single"]);
     qemu.args(["-m", &options.memory.to_string()]);
     if options.icount {
         qemu.args(["-icount", "shift=0,sleep=off", "-smp", "1"]);

@@ -16,15 +16,18 @@ use super::btf;
 /// The kernel side's object, as built with this daemon.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
-/// LSM hooks of the read gate and the call gate, and those that keep file keys up to date.
-const LSM_HOOKS: &[&str] = &[
-    "d_instantiate",
-    "inode_rename",
-    "inode_link",
-    "inode_free_security",
-    "file_open",
-    "socket_connect",
-    "socket_sendmsg",
+/// LSM programs and their hooks, in the order of attaching: those that keep file keys up to date, the read
+/// gate, the call gate.
+const LSM_HOOKS: &[(&str, &str)] = &[
+    ("d_instantiate", "d_instantiate"),
+    ("inode_rename", "inode_rename"),
+    ("inode_link", "inode_link"),
+    ("inode_free_security", "inode_free_security"),
+    ("file_open", "file_open"),
+    ("endpoint_connect", "socket_connect"),
+    ("endpoint_sendmsg", "socket_sendmsg"),
+    ("socket_connect", "socket_connect"),
+    ("socket_sendmsg", "socket_sendmsg"),
 ];
 
 /// BTF tracepoints that follow processes and cgroups.
@@ -115,10 +118,10 @@ pub fn load(options: &Options) -> Result<Ebpf, Error> {
         }
     }
     let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
-    for hook in LSM_HOOKS {
-        program::<Lsm>(&mut ebpf, hook)?
+    for (name, hook) in LSM_HOOKS {
+        program::<Lsm>(&mut ebpf, name)?
             .load(hook, &btf)
-            .map_err(refused(hook, "loading"))?;
+            .map_err(refused(name, "loading"))?;
     }
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(&mut ebpf, tracepoint)?
@@ -172,10 +175,10 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<(), Error> {
     program::<SockOps>(ebpf, "tcp_established")?
         .attach(&root, CgroupAttachMode::Single)
         .map_err(refused("tcp_established", "attaching"))?;
-    for hook in LSM_HOOKS {
-        program::<Lsm>(ebpf, hook)?
+    for (name, _) in LSM_HOOKS {
+        program::<Lsm>(ebpf, name)?
             .attach()
-            .map_err(refused(hook, "attaching"))?;
+            .map_err(refused(name, "attaching"))?;
     }
     for name in SOCK_ADDR {
         program::<CgroupSockAddr>(ebpf, name)?

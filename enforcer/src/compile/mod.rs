@@ -1,0 +1,198 @@
+//! From a bundle and what the node knows to the kernel's tables. Pure: no I/O, and the time is a fact.
+//!
+//! [`compile()`] turns names into numbers that stay the same from one bundle to the next ([`Numbering`]), so that the
+//! [`difference`] between two [`Policy`]s is small, and so that what the tables refer to never changes in place.
+
+mod cgroups;
+mod difference;
+mod error;
+mod facts;
+mod grants;
+mod host;
+mod numbering;
+mod paths;
+mod policy;
+mod reachable;
+mod scopes;
+mod sources;
+mod subjects;
+
+pub use difference::{Changes, difference};
+pub use error::{CompileError, Names};
+pub use facts::{Clock, Facts, Reserved};
+pub use host::HostTables;
+pub use numbering::Numbering;
+pub use policy::{CredentialInfo, EntitlementInfo, Policy, WatchTree};
+pub use subjects::SubjectSelector;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use enforcer_common::address::Address;
+use enforcer_common::ids::{CredentialId, Generation};
+use enforcer_common::tables::{self, EndpointKey};
+use enforcer_common::verdict;
+
+use crate::bundle::{self, Bundle, Source};
+use cgroups::Identities;
+use grants::{Rights, SubjectContents};
+use scopes::{Scopes, Spec};
+use sources::Matcher;
+
+/// What the tables shall say for `bundle` on a node of which `facts` are known. `reserved` are the daemon's own
+/// credentials, which no bundle can name.
+///
+/// # Errors
+/// [`CompileError`] if the bundle asks for more than the kernel's tables hold or compare. Nothing of it counts then.
+pub fn compile(
+    bundle: &Bundle,
+    facts: &Facts,
+    numbering: &mut Numbering,
+    reserved: &[Reserved],
+) -> Result<Policy, CompileError> {
+    numbering.begin();
+    let credentials = credential_ids(bundle, numbering)?;
+    let rights = Rights::of(bundle, facts, reserved, &credentials, numbering)?;
+    let identities = Identities::of(bundle, numbering)?;
+    let mut scopes = Scopes::default();
+    let baseline: Vec<Spec> = bundle
+        .baseline
+        .iter()
+        .map(|destination| Spec::of(destination, facts))
+        .collect();
+    let baseline = scopes.number(&[baseline.as_slice()], numbering)?;
+    let rows = subjects::rows(bundle, facts, reserved, &identities);
+    let mut contents = SubjectContents::new(&rights, &mut scopes, numbering);
+    let mut subjects = BTreeMap::new();
+    let mut members = BTreeMap::new();
+    for (selector, row) in rows {
+        let subject = contents.subject(&row)?;
+        // Workloads without entitlements say nothing.
+        if subject != tables::Subject::default() {
+            subjects.insert(selector, subject);
+        }
+        let names = row.matched.iter().map(|party| rights.party(*party));
+        members.insert(selector, names.map(str::to_owned).collect());
+    }
+    let grants = contents.grants;
+    let matcher = Matcher::of(bundle, &credentials)?;
+    let watch = paths::build(bundle, &credentials, &matcher, numbering)?;
+    let policy = Policy {
+        bundle: tables::Bundle {
+            expires: facts.clock.until(bundle.metadata.expires_at),
+            generation: Generation(0),
+            baseline,
+            mode: mode(bundle.defaults.mode) as u8,
+            action: action(bundle.defaults.action) as u8,
+            on_expiry: match bundle.defaults.on_expiry {
+                bundle::OnExpiry::Deny => verdict::Mode::Enforce,
+                bundle::OnExpiry::Monitor => verdict::Mode::Monitor,
+            } as u8,
+            inbound_permitted: u8::from(bundle.defaults.inbound == bundle::Inbound::Permit),
+            masks: subjects
+                .keys()
+                .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
+            reserved: [0; 3],
+            zero: 0,
+        },
+        credentials: rights.credentials(bundle, &credentials),
+        subjects,
+        grants,
+        scopes: scopes.prefixes,
+        ports: scopes.ports,
+        endpoints: endpoints(bundle, &credentials),
+        cgroup_names: identities.names().clone(),
+        watch,
+        credential_info: credential_info(bundle, reserved, &credentials, &rights),
+        entitlement_info: rights.into_info(),
+        members,
+        identities,
+        matcher,
+    };
+    policy.fits()?;
+    numbering.finish();
+    Ok(policy)
+}
+
+/// The numbers of the bundle's credentials, in its order.
+fn credential_ids(
+    bundle: &Bundle,
+    numbering: &mut Numbering,
+) -> Result<Vec<CredentialId>, CompileError> {
+    bundle
+        .credentials
+        .iter()
+        .map(|credential| numbering.credential(&credential.id))
+        .collect()
+}
+
+fn endpoints(bundle: &Bundle, credentials: &[CredentialId]) -> BTreeMap<EndpointKey, CredentialId> {
+    let mut endpoints = BTreeMap::new();
+    for (credential, id) in bundle.credentials.iter().zip(credentials) {
+        for source in &credential.sources {
+            if let Source::Endpoint(endpoint) = source {
+                let address = address(endpoint.ip());
+                endpoints
+                    .entry(EndpointKey::new(&address, endpoint.port()))
+                    .or_insert(*id);
+            }
+        }
+    }
+    endpoints
+}
+
+fn credential_info(
+    bundle: &Bundle,
+    reserved: &[Reserved],
+    credentials: &[CredentialId],
+    rights: &Rights,
+) -> BTreeMap<CredentialId, CredentialInfo> {
+    let own = reserved.iter().zip(rights.reserved()).map(|(own, id)| {
+        let info = CredentialInfo {
+            id: own.id.clone(),
+            owner: None,
+            paths: Vec::new(),
+        };
+        (*id, info)
+    });
+    let named = bundle.credentials.iter().zip(credentials);
+    named
+        .map(|(credential, id)| {
+            let info = CredentialInfo {
+                id: credential.id.clone(),
+                owner: credential.owner.clone(),
+                paths: credential
+                    .sources
+                    .iter()
+                    .filter(|source| source.is_path())
+                    .cloned()
+                    .collect(),
+            };
+            (*id, info)
+        })
+        .chain(own)
+        .collect()
+}
+
+/// An address as the decision sees it.
+fn address(ip: IpAddr) -> Address {
+    let v6 = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    };
+    Address::from_octets(v6.octets())
+}
+
+fn mode(mode: bundle::Mode) -> verdict::Mode {
+    match mode {
+        bundle::Mode::Enforce => verdict::Mode::Enforce,
+        bundle::Mode::Monitor => verdict::Mode::Monitor,
+    }
+}
+
+fn action(action: bundle::Action) -> verdict::Action {
+    match action {
+        bundle::Action::Block => verdict::Action::Block,
+        bundle::Action::Kill => verdict::Action::Kill,
+    }
+}

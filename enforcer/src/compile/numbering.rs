@@ -1,0 +1,164 @@
+//! Numbers for names and contents that outlive a bundle.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use enforcer_common::ids::{
+    CredentialId, EntitlementId, IdentityId, PortSetId, ScopeId, SubjectId, WatchNode,
+};
+use enforcer_common::tables::Grants;
+use enforcer_common::verdict::Verdict;
+
+use super::CompileError;
+use super::cgroups::Atom;
+use super::paths::Component;
+use super::scopes::{Intervals, Prefix};
+
+/// Numbers given out so far. They begin at 1 and are never given twice: what the tables refer to by number keeps its
+/// meaning as long as the programs are loaded.
+#[derive(Clone, Debug)]
+pub struct Numbering {
+    /// Counts compilations.
+    round: u64,
+    /// The last compilation that succeeded.
+    last_good: u64,
+    credentials: Interner<String>,
+    entitlements: Interner<String>,
+    identities: Interner<Vec<Atom>>,
+    subjects: Interner<Vec<(CredentialId, Grants)>>,
+    scopes: Interner<Vec<(Prefix, PortSetId)>>,
+    port_sets: Interner<Intervals>,
+    nodes: Interner<(WatchNode, Component)>,
+}
+
+impl Default for Numbering {
+    fn default() -> Self {
+        Self {
+            round: 0,
+            last_good: 0,
+            credentials: Interner::new("credentials"),
+            entitlements: Interner::new("entitlements"),
+            identities: Interner::new("cgroup identities"),
+            subjects: Interner::new("subjects"),
+            scopes: Interner::new("scopes"),
+            port_sets: Interner::new("port sets"),
+            nodes: Interner::new("parts of paths"),
+        }
+    }
+}
+
+impl Numbering {
+    /// A compilation begins.
+    pub(super) fn begin(&mut self) {
+        self.round += 1;
+    }
+
+    /// A compilation succeeded: forgets contents that neither it nor the good one before it used. Should such a
+    /// content come back, it gets a new number.
+    pub(super) fn finish(&mut self) {
+        let since = self.last_good;
+        self.subjects.forget_before(since);
+        self.scopes.forget_before(since);
+        self.port_sets.forget_before(since);
+        self.last_good = self.round;
+    }
+
+    pub(super) fn credential(&mut self, id: &str) -> Result<CredentialId, CompileError> {
+        let number = self.credentials.number(id.to_owned(), self.round);
+        number.map(CredentialId)
+    }
+
+    pub(super) fn entitlement(&mut self, id: &str) -> Result<EntitlementId, CompileError> {
+        let number = self.entitlements.number(id.to_owned(), self.round);
+        number.map(EntitlementId)
+    }
+
+    pub(super) fn identity(&mut self, atoms: Vec<Atom>) -> Result<IdentityId, CompileError> {
+        self.identities.number(atoms, self.round).map(IdentityId)
+    }
+
+    pub(super) fn subject(
+        &mut self,
+        content: Vec<(CredentialId, Grants)>,
+    ) -> Result<SubjectId, CompileError> {
+        self.subjects.number(content, self.round).map(SubjectId)
+    }
+
+    pub(super) fn scope(
+        &mut self,
+        content: Vec<(Prefix, PortSetId)>,
+    ) -> Result<ScopeId, CompileError> {
+        self.scopes.number(content, self.round).map(ScopeId)
+    }
+
+    pub(super) fn port_set(&mut self, content: Intervals) -> Result<PortSetId, CompileError> {
+        self.port_sets.number(content, self.round).map(PortSetId)
+    }
+
+    pub(super) fn node(
+        &mut self,
+        above: WatchNode,
+        step: Component,
+    ) -> Result<WatchNode, CompileError> {
+        self.nodes.number((above, step), self.round).map(WatchNode)
+    }
+}
+
+/// Gives each key its number.
+#[derive(Clone, Debug)]
+struct Interner<K> {
+    what: &'static str,
+    /// The number, and the last round that asked for it.
+    known: HashMap<K, (u32, u64)>,
+    last: u32,
+}
+
+impl<K: Eq + Hash> Interner<K> {
+    fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            known: HashMap::new(),
+            last: 0,
+        }
+    }
+
+    fn number(&mut self, key: K, round: u64) -> Result<u32, CompileError> {
+        if let Some((number, used)) = self.known.get_mut(&key) {
+            *used = round;
+            return Ok(*number);
+        }
+        if self.last == Verdict::ID_MAX {
+            return Err(CompileError::Exhausted { what: self.what });
+        }
+        self.last += 1;
+        self.known.insert(key, (self.last, round));
+        Ok(self.last)
+    }
+
+    fn forget_before(&mut self, round: u64) {
+        self.known.retain(|_, (_, used)| *used >= round);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_stable_and_never_used_again() {
+        let mut interner = Interner::new("letters");
+        let mut number = |key: char, round| interner.number(key, round).expect("numbers are left");
+        assert_eq!((number('a', 1), number('b', 1), number('a', 2)), (1, 2, 1));
+        interner.forget_before(2);
+        assert_eq!(interner.number('a', 3).expect("left"), 1);
+        assert_eq!(interner.number('b', 3).expect("left"), 3);
+    }
+
+    #[test]
+    fn numbers_run_out_before_they_are_cut_off() {
+        let mut interner = Interner::new("letters");
+        interner.last = Verdict::ID_MAX;
+        let error = interner.number('a', 1).expect_err("none left");
+        assert!(matches!(error, CompileError::Exhausted { what: "letters" }));
+    }
+}

@@ -1,0 +1,158 @@
+//! What the tables shall say, and how to speak of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use enforcer_common::capacity;
+use enforcer_common::facts::Task;
+use enforcer_common::ids::{CredentialId, EntitlementId, IdentityId, PortSetId, WatchNode};
+use enforcer_common::tables::{
+    Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, PortKey, ScopeKey, Subject,
+    SubjectKey,
+};
+use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
+
+use super::cgroups::Identities;
+use super::sources::Matcher;
+use super::{CompileError, SubjectSelector};
+use crate::bundle::{Approval, Source};
+
+/// A bundle compiled for this node: the whole content of the kernel's tables.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The bundle itself; its generation is 0 until it is applied.
+    pub bundle: Bundle,
+    /// The credentials.
+    pub credentials: BTreeMap<CredentialId, Credential>,
+    /// Which workloads a task belongs to.
+    pub subjects: BTreeMap<SubjectSelector, Subject>,
+    /// What they are entitled to.
+    pub grants: BTreeMap<GrantKey, Grants>,
+    /// Address prefixes of all scopes.
+    pub scopes: BTreeMap<ScopeKey, PortSetId>,
+    /// Port prefixes of all port sets, with the slots they stand for.
+    pub ports: BTreeMap<PortKey, u32>,
+    /// Endpoints that hand out secrets.
+    pub endpoints: BTreeMap<EndpointKey, CredentialId>,
+    /// What cgroups of these paths and unit names mean.
+    pub cgroup_names: BTreeMap<CgroupName, IdentityId>,
+    /// Paths that become credentials when they appear.
+    pub watch: WatchTree,
+    /// What to say of each credential, and where to look for it.
+    pub credential_info: BTreeMap<CredentialId, CredentialInfo>,
+    /// What to say of each entitlement.
+    pub entitlement_info: BTreeMap<EntitlementId, EntitlementInfo>,
+    pub(super) members: BTreeMap<SubjectSelector, Vec<String>>,
+    pub(super) identities: Identities,
+    pub(super) matcher: Matcher,
+}
+
+/// The tree of watched paths, see [`enforcer_common::watch`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchTree {
+    /// Literal steps.
+    pub children: BTreeMap<ChildKey, WatchNode>,
+    /// Wildcard steps.
+    pub patterns: BTreeMap<PatternKey, Pattern>,
+    /// The nodes at which a file is a credential.
+    pub nodes: BTreeMap<WatchNode, Node>,
+    /// The node of `/`.
+    pub root: WatchNode,
+}
+
+/// A credential, for people and for the scan of the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialInfo {
+    /// Its id.
+    pub id: String,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// Its sources in the file system.
+    pub paths: Vec<Source>,
+}
+
+/// An entitlement, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntitlementInfo {
+    /// Its id.
+    pub id: String,
+    /// Who has it.
+    pub workload: String,
+    /// To what.
+    pub credential: String,
+    /// Who agreed to it.
+    pub approval: Option<Approval>,
+}
+
+impl Policy {
+    /// What the cgroup at `path` (from the cgroup root) means: the selectors of all named cgroups it is or lies in.
+    /// 0 if nothing.
+    #[must_use]
+    pub fn identity_of(&self, path: &str) -> IdentityId {
+        self.identities.identity_of(path)
+    }
+
+    /// What a file at `path` is: the first credential in the bundle's order that has a source there. Exact, where
+    /// the kernel's patterns may be wider.
+    #[must_use]
+    pub fn credential_of(&self, path: &Path) -> Option<CredentialId> {
+        self.matcher.credential_of(path)
+    }
+
+    /// The workloads that `task` belongs to.
+    #[must_use]
+    pub fn workloads_of(&self, task: &Task) -> BTreeSet<&str> {
+        (0..SubjectKey::MASKS)
+            .filter_map(|mask| self.members.get(&SubjectSelector::of(task, mask)))
+            .flatten()
+            .map(String::as_str)
+            .collect()
+    }
+
+    /// Whether it fits into the kernel's tables, most of which hold two bundles during a swap.
+    pub(super) fn fits(&self) -> Result<(), CompileError> {
+        let tables = [
+            (
+                "credentials",
+                self.credentials.len(),
+                capacity::CREDENTIALS / 2,
+            ),
+            ("subjects", self.subjects.len(), capacity::SUBJECTS / 2),
+            ("grants", self.grants.len(), capacity::GRANTS / 2),
+            (
+                "destination prefixes",
+                self.scopes.len(),
+                capacity::SCOPES / 2,
+            ),
+            ("port prefixes", self.ports.len(), capacity::PORTS / 2),
+            ("endpoints", self.endpoints.len(), capacity::ENDPOINTS),
+            (
+                "cgroup names",
+                self.cgroup_names.len(),
+                capacity::CGROUP_NAMES,
+            ),
+            (
+                "path components",
+                self.watch.children.len(),
+                capacity::WATCH_NODES,
+            ),
+            (
+                "path patterns",
+                self.watch.patterns.len(),
+                capacity::WATCH_NODES,
+            ),
+            ("path ends", self.watch.nodes.len(), capacity::WATCH_NODES),
+        ];
+        for (table, got, allowed) in tables {
+            let allowed = allowed as usize;
+            if got > allowed {
+                return Err(CompileError::Capacity {
+                    table,
+                    got,
+                    allowed,
+                });
+            }
+        }
+        Ok(())
+    }
+}

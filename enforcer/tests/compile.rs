@@ -1,0 +1,403 @@
+//! From a bundle to verdicts: the same decision the kernel takes, over the tables compiled for it.
+
+#[path = "compile/destinations.rs"]
+mod destinations;
+#[path = "compile/paths.rs"]
+mod paths;
+#[path = "compile/support.rs"]
+mod support;
+
+use enforcer::bundle::{OnExpiry, parse};
+use enforcer::compile::{CompileError, Numbering, Reserved, compile, difference};
+use enforcer_common::facts::Task;
+use enforcer_common::ids::IdentityId;
+use enforcer_common::tables::Credential;
+use enforcer_common::verdict::{Action, Mode};
+
+use support::{ask, bundle, check, compiled, credential, node, one, program, refused, word};
+
+#[test]
+fn every_selector_must_match() {
+    let all = "executable: {path: /bin/restic}, systemdUnit: backup.service, user: backup";
+    check(
+        &one(all, "destinations: none"),
+        &[
+            ("1 /system.slice/backup.service 34 read key", "allow"),
+            ("1 /system.slice/backup.service/sub 34 read key", "allow"),
+            (
+                "2 /system.slice/backup.service 34 read key",
+                "wrong-executable",
+            ),
+            (
+                "- /system.slice/backup.service 34 read key",
+                "wrong-executable",
+            ),
+            (
+                "1 /system.slice/backup.service 0 read key",
+                "wrong-workload",
+            ),
+            (
+                "1 /system.slice/other.service 34 read key",
+                "wrong-workload",
+            ),
+            (
+                "1 /system.slice/other.service/backup.service 34 read key",
+                "wrong-workload",
+            ),
+            ("1 / 34 read key", "wrong-workload"),
+        ],
+    );
+    check(
+        &one("executable: {path: /bin/restic}", "destinations: none"),
+        &[
+            ("1 /anywhere 5 read key", "allow"),
+            ("2 /anywhere 5 read key", "wrong-executable"),
+        ],
+    );
+    check(
+        &one("cgroup: /a, user: root", "destinations: none"),
+        &[
+            ("- /a 0 read key", "allow"),
+            ("- /a/b 0 read key", "allow"),
+            ("- /ab 0 read key", "wrong-workload"),
+            ("- /a 1 read key", "wrong-workload"),
+        ],
+    );
+}
+
+#[test]
+fn what_the_node_does_not_have_matches_nothing() {
+    for path in ["/bin/absent", "/bin/empty", "/bin/zero"] {
+        check(
+            &one(
+                &format!("executable: {{path: {path}}}"),
+                "destinations: none",
+            ),
+            &[
+                ("1 / 0 read key", "wrong-executable"),
+                ("- / 0 read key", "wrong-executable"),
+            ],
+        );
+    }
+    check(
+        &one("cgroup: /a, user: nobody-here", "destinations: none"),
+        &[("1 /a 0 read key", "wrong-workload")],
+    );
+    check(
+        "credentials: [{id: key, sources: [{file: /key}]}]",
+        &[("1 / 0 read key", "no-entitlement")],
+    );
+}
+
+#[test]
+fn a_program_may_have_several_keys() {
+    check(
+        &one("executable: {path: /bin/layered}", "destinations: none"),
+        &[
+            ("3 / 0 read key", "allow"),
+            ("4 / 0 read key", "allow"),
+            ("5 / 0 read key", "wrong-executable"),
+        ],
+    );
+}
+
+#[test]
+fn nested_cgroups_mean_what_all_above_them_mean() {
+    let body =
+        "credentials: [{id: outer, sources: [{file: /1}]}, {id: inner, sources: [{file: /2}]},
+  {id: unit, sources: [{file: /3}]}, {id: both, sources: [{file: /4}]}]
+workloads:
+  - {id: outer, match: {cgroup: /system.slice}}
+  - {id: inner, match: {cgroup: /system.slice/a.service/sub}}
+  - {id: unit, match: {systemdUnit: a.service}}
+  - {id: both, match: {cgroup: /system.slice, systemdUnit: a.service}}
+entitlements:
+  - {id: E1, workload: outer, credential: outer, destinations: none}
+  - {id: E2, workload: inner, credential: inner, destinations: none}
+  - {id: E3, workload: unit, credential: unit, destinations: none}
+  - {id: E4, workload: both, credential: both, destinations: none}";
+    check(
+        body,
+        &[
+            ("- /system.slice/x 0 read outer", "allow"),
+            ("- /system.slice/x 0 read unit", "wrong-workload"),
+            ("- /system.slice/a.service 0 read outer", "allow"),
+            ("- /system.slice/a.service 0 read unit", "allow"),
+            ("- /system.slice/a.service 0 read both", "allow"),
+            ("- /system.slice/b.slice/a.service 0 read both", "allow"),
+            ("- /system.slice/a.service 0 read inner", "wrong-workload"),
+            ("- /system.slice/a.service/sub/x 0 read outer", "allow"),
+            ("- /system.slice/a.service/sub/x 0 read inner", "allow"),
+            ("- /system.slice/a.service/sub/x 0 read unit", "allow"),
+            ("- /user.slice/a.service 0 read unit", "allow"),
+            ("- /user.slice/a.service 0 read both", "wrong-workload"),
+            ("- /a.service 0 read unit", "allow"),
+            ("- /box/a.service 0 read unit", "wrong-workload"),
+        ],
+    );
+    let policy = compiled(body);
+    let task = Task {
+        identity: policy.identity_of("/system.slice/a.service"),
+        ..Task::default()
+    };
+    let workloads: Vec<_> = policy.workloads_of(&task).into_iter().collect();
+    assert_eq!(workloads, ["both", "outer", "unit"]);
+}
+
+/// The kernel's own way of classifying a new cgroup agrees with [`Policy::identity_of`].
+#[test]
+fn the_names_give_what_the_whole_path_gives() {
+    let policy = compiled(
+        "workloads:
+  - {id: a, match: {cgroup: /system.slice}}
+  - {id: b, match: {cgroup: /system.slice/a.service/sub}}
+  - {id: c, match: {systemdUnit: a.service}}
+  - {id: d, match: {systemdUnit: user@1000.service}}
+  - {id: e, match: {systemdUnit: x-y.slice}}",
+    );
+    let name = |text: &str| {
+        let found = policy.cgroup_names.iter().find(|(key, _)| {
+            key.0.starts_with(text.as_bytes()) && key.0[text.len()..].iter().all(|b| *b == 0)
+        });
+        found.map(|(_, id)| *id)
+    };
+    for path in [
+        "/system.slice",
+        "/system.slice/b.service",
+        "/system.slice/a.service",
+        "/system.slice/a.service/other",
+        "/system.slice/a.service/sub/deeper",
+        "/a.service",
+        "/other.slice/a.service/x",
+        "/x.slice/x-y.slice/b.service",
+        "/user.slice/user-1000.slice/user@1000.service/app.slice",
+        "/box/a.service",
+    ] {
+        let mut identity = IdentityId(0);
+        let mut below_slices = true;
+        for (end, _) in path.match_indices('/').skip(1).chain([(path.len(), "")]) {
+            let own = path[..end].rsplit('/').next().expect("a name");
+            let unit = name(own).filter(|_| below_slices);
+            identity = name(&path[..end]).or(unit).unwrap_or(identity);
+            below_slices &= own.ends_with(".slice");
+        }
+        assert_eq!(policy.identity_of(path), identity, "{path}");
+    }
+}
+
+#[test]
+fn trusted_workloads_pass() {
+    let body = "trusted: [{match: {executable: {path: /bin/curl}, systemdUnit: k.service}}]
+credentials: [{id: key, sources: [{file: /key}]}]";
+    check(
+        body,
+        &[
+            ("2 /system.slice/k.service 0 read key", "trusted"),
+            ("2 / 0 read key", "no-entitlement"),
+            ("1 /system.slice/k.service 0 read key", "no-entitlement"),
+            (
+                "2 /system.slice/k.service 0 reach tcp 192.0.2.1:1 while key",
+                "pass",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn windows_are_judged_by_boot_time() {
+    let window =
+        "destinations: none, validFrom: 2026-11-22T00:00:10Z, validUntil: 2026-11-22T00:01:00Z";
+    check(
+        &one("cgroup: /a", window),
+        &[
+            ("- /a 0 read key @1009", "not-yet-valid"),
+            ("- /a 0 read key @1010", "allow"),
+            ("- /a 0 read key @1059", "allow"),
+            ("- /a 0 read key @1060", "expired"),
+        ],
+    );
+    let mut bundle = bundle(&one("cgroup: /a", "destinations: none"));
+    bundle.metadata.expires_at = Some("2026-11-22T00:00:05Z".parse().expect("a time"));
+    for (on_expiry, refuses) in [("Deny", true), ("Monitor", false)] {
+        if on_expiry == "Monitor" {
+            bundle.defaults.on_expiry = OnExpiry::Monitor;
+        }
+        let policy = compile(&bundle, &node(), &mut Numbering::default(), &[]).expect("compiles");
+        assert_eq!(word(ask(&policy, "- /a 0 read key @1004")), "allow");
+        let verdict = ask(&policy, "- /a 0 read key @1005");
+        assert_eq!(
+            (word(verdict), verdict.refuses()),
+            ("bundle-expired", refuses)
+        );
+    }
+}
+
+#[test]
+fn mode_and_action_come_from_the_entitlement_or_the_bundle() {
+    for (defaults, own, mode, action) in [
+        ("mode: enforce", "", Mode::Enforce, Action::Block),
+        (
+            "mode: monitor, action: kill",
+            "",
+            Mode::Monitor,
+            Action::Kill,
+        ),
+        (
+            "mode: monitor",
+            ", mode: enforce, action: kill",
+            Mode::Enforce,
+            Action::Kill,
+        ),
+    ] {
+        let text = one(
+            "executable: {path: /bin/restic}",
+            &format!("destinations: none{own}"),
+        );
+        let policy = compiled(&format!("defaults: {{{defaults}}}\n{text}"));
+        for question in ["2 / 0 read key", "1 / 0 reach tcp 192.0.2.1:1 while key"] {
+            let verdict = ask(&policy, question);
+            let info = &policy.entitlement_info[&verdict.entitlement()];
+            assert_eq!(
+                (verdict.mode(), verdict.action()),
+                (mode, action),
+                "{question}"
+            );
+            assert_eq!((info.id.as_str(), info.workload.as_str()), ("E", "w"));
+        }
+    }
+}
+
+#[test]
+fn canaries_are_enforced_even_where_all_else_is_monitored() {
+    let reserved = [
+        Reserved {
+            id: "enforcer-read".into(),
+            entitled: None,
+        },
+        Reserved {
+            id: "enforcer-send".into(),
+            entitled: Some(program(8)),
+        },
+    ];
+    let bundle = bundle("defaults: {mode: monitor, action: kill}");
+    let policy = compile(&bundle, &node(), &mut Numbering::default(), &reserved).expect("compiles");
+    for (question, expected) in [
+        ("8 / 0 read enforcer-read", "wrong-executable"),
+        ("1 / 0 read enforcer-send", "wrong-executable"),
+        ("8 / 0 read enforcer-send", "allow"),
+        (
+            "8 / 0 reach tcp 192.0.2.1:1 while enforcer-send",
+            "outside-destination",
+        ),
+    ] {
+        let verdict = ask(&policy, question);
+        assert_eq!(word(verdict), expected, "{question}");
+        assert_eq!(verdict.refuses(), expected != "allow", "{question}");
+        assert_eq!(verdict.action(), Action::Block, "{question}");
+    }
+    let flags = policy.credentials[&credential(&policy, "enforcer-read")];
+    assert!(flags.has(Credential::PROCESS_ONLY));
+}
+
+#[test]
+fn too_many_entitlements_for_one_task_are_named() {
+    let mut body = "credentials: [{id: key, sources: [{file: /key}]}]
+workloads: [{id: outer, match: {cgroup: /a}}, {id: inner, match: {cgroup: /a/b}}]
+entitlements:\n"
+        .to_owned();
+    for (id, workload) in [
+        ("E1", "outer"),
+        ("E2", "outer"),
+        ("E3", "outer"),
+        ("E4", "inner"),
+    ] {
+        body += &format!(
+            "  - {{id: {id}, workload: {workload}, credential: key, destinations: none}}\n"
+        );
+    }
+    compiled(&body);
+    body += "  - {id: E5, workload: inner, credential: key, destinations: none}";
+    let message = refused(&body).to_string();
+    assert_eq!(
+        message,
+        "got 5 entitlements (E1, E2, E3, E4, E5) to credential key for tasks that are at once outer, inner, \
+         expected at most 4; merge some of them, or select the workloads more narrowly"
+    );
+}
+
+#[test]
+fn many_programs_may_come_near() {
+    let mut workloads = String::new();
+    let mut entitlements = String::new();
+    for n in 0..10 {
+        workloads += &format!("  - {{id: w{n}, match: {{executable: {{path: /bin/p{n}}}}}}}\n");
+        entitlements += &format!(
+            "  - {{id: E{n}, workload: w{n}, credential: key, destinations: none, mode: {}}}\n",
+            if n == 7 { "enforce" } else { "monitor" }
+        );
+    }
+    let policy = compiled(&format!(
+        "credentials: [{{id: key, sources: [{{file: /key}}]}}]\nworkloads:\n{workloads}entitlements:\n{entitlements}"
+    ));
+    let verdict = ask(&policy, "1 / 0 read key");
+    assert_eq!(word(verdict), "wrong-executable");
+    assert_eq!(policy.entitlement_info[&verdict.entitlement()].id, "E7");
+}
+
+#[test]
+fn names_the_kernel_would_cut_off_are_refused() {
+    let fits = format!("/{}", "a".repeat(189));
+    compiled(&format!(
+        "workloads: [{{id: w, match: {{cgroup: {fits}}}}}]"
+    ));
+    let error = refused(&format!(
+        "workloads: [{{id: w, match: {{cgroup: {fits}a}}}}]"
+    ));
+    assert!(matches!(error, CompileError::NameTooLong { .. }), "{error}");
+}
+
+#[test]
+fn more_than_the_tables_hold_is_refused() {
+    let endpoints: String = (0..1025)
+        .map(|n| format!("{{endpoint: \"10.0.{}.{}:1\"}},", n / 256, n % 256))
+        .collect();
+    let error = refused(&format!(
+        "credentials: [{{id: key, sources: [{endpoints}]}}]"
+    ));
+    let CompileError::Capacity {
+        table,
+        got,
+        allowed,
+    } = error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((table, got, allowed), ("endpoints", 1025, 1024));
+}
+
+#[test]
+fn the_same_bundle_changes_nothing() {
+    let sample = include_str!("bundles/good/sample.yaml");
+    let parse = |text: &str| parse(&[("sample.yaml".into(), text.to_owned())]).expect("right");
+    let mut numbering = Numbering::default();
+    let mut next =
+        |text: &str| compile(&parse(text), &node(), &mut numbering, &[]).expect("compiles");
+    let (first, second) = (next(sample), next(sample));
+    assert_eq!(first.grants, second.grants);
+    assert_eq!(first.subjects, second.subjects);
+    assert_eq!(first.scopes, second.scopes);
+    assert_eq!(first.ports, second.ports);
+    assert_eq!(first.watch, second.watch);
+
+    // Another destination: nothing that is in use changes in place.
+    let third = next(&sample.replace("10.20.0.0/16", "10.30.0.0/16"));
+    assert!(third.grants != first.grants && third.scopes != first.scopes);
+    for (key, value) in difference(&first.grants, &third.grants).put {
+        assert!(!first.grants.contains_key(&key), "{key:?}: {value:?}");
+    }
+    for (key, value) in difference(&first.scopes, &third.scopes).put {
+        assert!(!first.scopes.contains_key(&key), "{key:?}: {value:?}");
+    }
+    assert_eq!(first.credentials, third.credentials);
+    assert_eq!(first.watch, third.watch);
+}
