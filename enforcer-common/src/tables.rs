@@ -481,6 +481,7 @@ sizes! {
     CgroupId = 8,
     Generation = 4,
     Tgid = 4,
+    crate::ids::Tid = 4,
     CredentialId = 4,
     ScopeId = 4,
     WatchNode = 4,

@@ -106,11 +106,11 @@ pub fn created(cgroup: u64, path: u64) {
             if record.instance.0 == 0 {
                 record.instance = own;
             }
-            if named.is_none() && below_slices {
-                named = lookup(name);
-            }
         }
         NameKind::Other => record.slices_only = 0,
+    }
+    if named.is_none() && below_slices {
+        named = lookup(name);
     }
     if let Some(identity) = named {
         record.identity = identity;

@@ -110,6 +110,14 @@ impl Arrival {
         {
             self.credential = node.credential;
         }
+        // A pattern with two `**` can lead to one node in two ways.
+        let mut index = 0;
+        while index < NODES_PER_WATCH {
+            if self.watch.nodes[index] == node {
+                return;
+            }
+            index += 1;
+        }
         if self.count < NODES_PER_WATCH {
             self.watch.nodes[self.count] = node;
             self.count += 1;

@@ -1,7 +1,9 @@
 //! The kernel: loading programs, writing tables, reading rings.
 
 pub mod btf;
-
-
+pub mod capture;
+pub mod clock;
 pub mod load;
-
+pub mod maps;
+pub mod probe;
+pub mod rings;

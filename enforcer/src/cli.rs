@@ -1,0 +1,323 @@
+//! The command line: what can be asked for, and how the answer looks.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use enforcer::bundle::{self, LoadError};
+use enforcer::control::{self, Ask, Request};
+use enforcer::kernel::probe;
+use serde_json::Value;
+
+use crate::run::{Settings, run};
+
+/// Exit code: done, and found wanting.
+const WANTING: u8 = 3;
+
+/// Enforces credential entitlements at the moment of use.
+#[derive(Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the daemon in the foreground: events on standard output, its own log on standard error
+    Run {
+        /// The bundle: a YAML file, or a directory of them; read again when it changes and on SIGHUP
+        #[arg(long, env = "ENFORCER_BUNDLE", default_value = "/etc/enforcer/bundle.yaml")]
+        bundle: PathBuf,
+        /// Also write the events to this file (created with mode 0600)
+        #[arg(long, env = "ENFORCER_EVENT_LOG", value_name = "FILE")]
+        event_log: Option<PathBuf>,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Checks a bundle: exit code 0 if it is good, 3 with a line for each mistake if not
+    Check {
+        /// A YAML file, or a directory of them
+        bundle: PathBuf,
+    },
+    /// Says what this kernel can enforce, by trying; exit code 3 if something is missing
+    Probe {
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Says what the daemon does; exit code 3 if it does not enforce
+    Status {
+        /// Wait this long for a bundle in force and refused canaries: 500ms, 20s, 1m
+        #[arg(long, value_name = "DURATION", value_parser = duration)]
+        wait: Option<Duration>,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Says whether a process, or an executable, user and cgroup, would be allowed a credential, and with it
+    /// a destination, now; exit code 3 if not
+    Explain {
+        /// A running process
+        #[arg(long, conflicts_with_all = ["executable", "user", "cgroup"], required_unless_present_any = ["executable", "cgroup"])]
+        pid: Option<u32>,
+        /// Path of an executable
+        #[arg(long)]
+        executable: Option<PathBuf>,
+        /// User name or id
+        #[arg(long)]
+        user: Option<String>,
+        /// cgroup path from the cgroup root, like /system.slice/backup.service
+        #[arg(long)]
+        cgroup: Option<String>,
+        /// The credential's id in the bundle
+        #[arg(long)]
+        credential: String,
+        /// Where it would be taken: ADDRESS:PORT or [ADDRESS]:PORT
+        #[arg(long)]
+        destination: Option<SocketAddr>,
+        /// Protocol of the destination: tcp or udp
+        #[arg(long, default_value = "tcp")]
+        protocol: String,
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// The canaries' child process
+    #[command(hide = true)]
+    Canary { read: PathBuf, send: PathBuf },
+}
+
+#[derive(clap::Args)]
+struct Socket {
+    /// The daemon's control socket
+    #[arg(long, env = "ENFORCER_SOCKET", default_value = control::SOCKET)]
+    socket: PathBuf,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}
+
+impl Cli {
+    /// Does what was asked. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 checked and found wanting.
+    pub fn run(self) -> ExitCode {
+        match self.command {
+            Command::Run {
+                bundle,
+                event_log,
+                socket,
+            } => start(Settings {
+                bundle: std::path::absolute(&bundle).unwrap_or(bundle),
+                event_log,
+                socket: socket.socket,
+            }),
+            Command::Check { bundle } => check(&bundle),
+            Command::Probe { output } => show_probe(output),
+            Command::Status {
+                wait,
+                output,
+                socket,
+            } => status(&socket.socket, wait, output),
+            Command::Explain {
+                pid,
+                executable,
+                user,
+                cgroup,
+                credential,
+                destination,
+                protocol,
+                output,
+                socket,
+            } => {
+                let uid = match user.map(|user| uid(&user)).transpose() {
+                    Ok(uid) => uid,
+                    Err(error) => return failed(&error),
+                };
+                let ask = Ask {
+                    pid,
+                    executable,
+                    uid,
+                    cgroup,
+                    credential,
+                    destination,
+                    protocol,
+                };
+                explain(&socket.socket, ask, output)
+            }
+            Command::Canary { read, send } => {
+                ExitCode::from(enforcer::canary::child(&read, &send) as u8)
+            }
+        }
+    }
+}
+
+fn start(settings: Settings) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("ENFORCER_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&format!("cannot start: {error}")),
+    };
+    match runtime.block_on(run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&format!("{error:#}")),
+    }
+}
+
+fn check(path: &std::path::Path) -> ExitCode {
+    match bundle::load(path) {
+        Ok(bundle) => {
+            println!(
+                "{}: version {}, {} credentials, {} workloads, {} entitlements: good",
+                path.display(),
+                bundle.metadata.version,
+                bundle.credentials.len(),
+                bundle.workloads.len(),
+                bundle.entitlements.len()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(LoadError::Mistakes(mistakes)) => {
+            println!("{mistakes}");
+            ExitCode::from(WANTING)
+        }
+        Err(error) => failed(&enforcer::chain(&error)),
+    }
+}
+
+fn show_probe(output: Output) -> ExitCode {
+    let found = probe::probe();
+    match output {
+        Output::Json => match serde_json::to_string_pretty(&found) {
+            Ok(text) => println!("{text}"),
+            Err(error) => return failed(&error.to_string()),
+        },
+        Output::Text => {
+            for it in &found {
+                let word = if it.available { "yes" } else { "no" };
+                println!("{:<16} {word:<4} {}", it.name, it.detail);
+                if let Some(remedy) = it.remedy {
+                    println!("{:<21} to have it: {remedy}", "");
+                }
+            }
+        }
+    }
+    if found.iter().all(|it| it.available) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(WANTING)
+    }
+}
+
+fn status(socket: &std::path::Path, wait: Option<Duration>, output: Output) -> ExitCode {
+    let deadline = Instant::now() + wait.unwrap_or_default();
+    loop {
+        let answer = control::ask(socket, &Request::Status);
+        let good = answer.as_ref().is_ok_and(enforces);
+        if !good && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+            continue;
+        }
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return failed(&error.to_string()),
+        };
+        show(&answer, output);
+        return if good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(WANTING)
+        };
+    }
+}
+
+/// Whether a status says that a bundle is in force and the canaries were refused.
+fn enforces(status: &Value) -> bool {
+    let state = status["state"].as_str().unwrap_or_default();
+    state.starts_with("enforcing/") || state == "monitoring"
+}
+
+fn explain(socket: &std::path::Path, ask: Ask, output: Output) -> ExitCode {
+    let answer = match control::ask(socket, &Request::Explain(ask)) {
+        Ok(answer) => answer,
+        Err(error) => return failed(&error.to_string()),
+    };
+    if let Some(error) = answer["error"].as_str() {
+        return failed(error);
+    }
+    show(&answer, output);
+    if answer["verdict"] == "allow" {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(WANTING)
+    }
+}
+
+/// Prints an object: a line for each field, or as it is.
+fn show(answer: &Value, output: Output) {
+    match (output, answer) {
+        (Output::Text, Value::Object(fields)) => {
+            for (name, value) in fields {
+                match value {
+                    Value::Null => {}
+                    Value::String(text) => println!("{name:<14} {text}"),
+                    Value::Array(items) => {
+                        for item in items {
+                            println!("{name:<14} {}", item.as_str().unwrap_or_default());
+                        }
+                    }
+                    other => println!("{name:<14} {other}"),
+                }
+            }
+        }
+        _ => println!("{answer}"),
+    }
+}
+
+fn uid(user: &str) -> Result<u32, String> {
+    if let Ok(uid) = user.parse() {
+        return Ok(uid);
+    }
+    let users = enforcer::node::users::users();
+    match users.get(user) {
+        Some(uid) => Ok(uid.0),
+        None => Err(format!("no user `{user}` in /etc/passwd; give the id instead")),
+    }
+}
+
+/// A number with a unit: ms, s or m.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("`{text}`: expected a number and a unit, like 20s"))?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(60 * number)),
+        other => Err(format!("unit `{other}`: expected ms, s or m")),
+    }
+}
+
+fn failed(message: &str) -> ExitCode {
+    eprintln!("enforcer: {message}");
+    ExitCode::FAILURE
+}

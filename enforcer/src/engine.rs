@@ -1,0 +1,617 @@
+//! The engine: keeps the kernel's tables true to the bundle and to the node.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aya::Ebpf;
+use enforcer_common::address::Address;
+use enforcer_common::capacity::HELD_PER_HOLDER;
+use enforcer_common::event::{Notice, NoticeKind, Ring, Use};
+use enforcer_common::ids::{
+    CgroupId, CredentialId, Generation, IdentityId, InodeKey, Tgid, WatchNode,
+};
+use enforcer_common::tables::{
+    Cgroup, CgroupName, CredentialKey, EndpointKey, GrantKey, Holder, HolderKey, SubjectKey,
+    Versioned,
+};
+use enforcer_common::watch::{ChildKey, Node, PatternKey};
+use serde_json::{Value, json};
+
+use crate::bundle::{Bundle, LoadError, Mode};
+use crate::canary::{self, Canaries};
+use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile, difference};
+use crate::kernel::clock::Keeper;
+use crate::kernel::load::{self, cgroup_root};
+use crate::kernel::maps::{self, Maps};
+use crate::node::files::Files;
+use crate::node::names::Names;
+use crate::node::{cgroups, executables, processes, users};
+use crate::record::{Context, Log};
+
+/// Why a bundle was not applied. What was in force stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be read or has mistakes.
+    #[error(transparent)]
+    Bundle(#[from] LoadError),
+    /// It cannot be compiled for this node.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The kernel's tables cannot be written.
+    #[error("the kernel's tables cannot be written")]
+    Tables(#[from] maps::Error),
+    /// The canaries cannot be set up.
+    #[error("the canaries cannot be set up")]
+    Canary(#[from] canary::Error),
+    /// The programs cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] load::Error),
+    /// The cgroups cannot be listed.
+    #[error("cannot list the cgroups")]
+    Cgroups(#[source] std::io::Error),
+}
+
+/// A bundle in force.
+struct InForce {
+    bundle: Bundle,
+    policy: Policy,
+    generation: Generation,
+}
+
+/// Everything the daemon knows.
+pub struct Engine {
+    ebpf: Ebpf,
+    source: PathBuf,
+    numbering: Numbering,
+    clock: Keeper,
+    names: Names,
+    files: Files,
+    canaries: Canaries,
+    in_force: Option<InForce>,
+    generation: Generation,
+    refused: Option<String>,
+    proven: Result<(), String>,
+    lost: [u64; 3],
+    early_holders: usize,
+    log: Log,
+}
+
+impl Engine {
+    /// Loads and attaches the programs. Nothing is protected yet.
+    pub fn new(
+        options: &load::Options,
+        source: PathBuf,
+        directory: &std::path::Path,
+        log: Log,
+    ) -> Result<Self, Error> {
+        let mut ebpf = load::load(options)?;
+        Maps(&mut ebpf).set("DAEMON", 0, Tgid(std::process::id()))?;
+        load::attach(&mut ebpf)?;
+        let canaries = Canaries::new(&mut ebpf, directory)?;
+        Ok(Self {
+            ebpf,
+            source,
+            numbering: Numbering::default(),
+            clock: Keeper::new(),
+            names: Names::default(),
+            files: Files::default(),
+            canaries,
+            in_force: None,
+            generation: Generation(0),
+            refused: None,
+            proven: Err("not tried yet".to_owned()),
+            lost: [0; 3],
+            early_holders: 0,
+            log,
+        })
+    }
+
+    /// The loaded object, for reading its rings.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Where the bundle is read from.
+    pub fn source(&self) -> &std::path::Path {
+        &self.source
+    }
+
+    /// The executables the bundle in force selects by.
+    pub fn executables(&self) -> Vec<PathBuf> {
+        let selected = self.in_force.iter().flat_map(|it| executables::selected(&it.bundle));
+        selected.map(|(path, _)| path).collect()
+    }
+
+    /// Reads the bundle again and applies it, whole or not at all.
+    pub async fn reload(&mut self) {
+        let result = match crate::bundle::load(&self.source) {
+            Ok(bundle) => self.apply(bundle).await,
+            Err(error) => Err(Error::Bundle(error)),
+        };
+        match result {
+            Ok(()) => self.refused = None,
+            Err(error) => {
+                let reason = crate::chain(&error);
+                tracing::error!(bundle = %self.source.display(), "the bundle is refused, what was in force stays: {reason}");
+                self.log.write("bundle-refused", json!({"reason": reason}));
+                self.refused = Some(reason);
+            }
+        }
+    }
+
+    /// Applies the bundle in force again, because something on the node changed.
+    pub async fn reapply(&mut self) {
+        let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
+            return;
+        };
+        if let Err(error) = self.apply(bundle).await {
+            tracing::error!("the tables could not be brought up to date: {}", crate::chain(&error));
+        }
+    }
+
+    async fn apply(&mut self, bundle: Bundle) -> Result<(), Error> {
+        self.names.refresh(&bundle).await;
+        let facts = Facts {
+            executables: executables::look(&mut self.ebpf, &bundle),
+            users: users::users(),
+            hosts: self.names.hosts(),
+            clock: self.clock.clock(),
+        };
+        let policy = compile(&bundle, &facts, &mut self.numbering, &self.canaries.reserved())?;
+        let next = Generation(self.generation.0 + 1);
+        let old = self.in_force.take();
+        let swapped = self.swap(old.as_ref().map(|it| &it.policy), &policy, next);
+        if let Err(error) = swapped {
+            self.in_force = old;
+            return Err(error);
+        }
+        let first = old.is_none();
+        let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
+        if first {
+            self.early_holders = self.find_early_holders()?;
+        }
+        if new_bundle {
+            self.log.write(
+                "bundle-applied",
+                json!({
+                    "bundle": bundle.metadata.version,
+                    "issuer": bundle.metadata.issuer,
+                    "files": self.files.count(),
+                    "earlyHolders": self.early_holders,
+                }),
+            );
+        }
+        self.in_force = Some(InForce {
+            bundle,
+            policy,
+            generation: next,
+        });
+        Ok(())
+    }
+
+    /// Writes everything for the next generation, makes it the one in force with a single store, and takes
+    /// out what only the previous one used.
+    fn swap(&mut self, old: Option<&Policy>, new: &Policy, next: Generation) -> Result<(), Error> {
+        self.write_cgroups(old, new, next)?;
+        let mut maps = Maps(&mut self.ebpf);
+        for (id, credential) in &new.credentials {
+            maps.put("CREDENTIALS", CredentialKey::new(next, *id), *credential)?;
+        }
+        for (selector, subject) in &new.subjects {
+            maps.put("SUBJECTS", selector.key(next), *subject)?;
+        }
+        let none = BTreeMap::new();
+        let grants = difference(old.map_or(&none, |it| &it.grants), &new.grants);
+        for (key, value) in &grants.put {
+            maps.put("GRANTS", *key, *value)?;
+        }
+        let none = BTreeMap::new();
+        let ports = difference(old.map_or(&none, |it| &it.ports), &new.ports);
+        for (key, value) in &ports.put {
+            maps.put_prefix("PORTS", key.prefix_bits(), key.data(), *value)?;
+        }
+        let none = BTreeMap::new();
+        let scopes = difference(old.map_or(&none, |it| &it.scopes), &new.scopes);
+        for (key, value) in &scopes.put {
+            maps.put_prefix("SCOPES", key.prefix_bits(), key.data(), value.0)?;
+        }
+        let none = BTreeMap::new();
+        let endpoints = old.map_or(&none, |it| &it.endpoints);
+        write_versioned(&mut maps, "ENDPOINTS", endpoints, &new.endpoints, next)?;
+        let watch = self.write_watch_tree(old, new)?;
+        let prepared = self.files.prepare(&mut self.ebpf, new, next)?;
+        self.canaries.protect(&mut self.ebpf, new)?;
+
+        let mut maps = Maps(&mut self.ebpf);
+        let mut description = new.bundle;
+        description.generation = next;
+        maps.set("BUNDLES", next.0 & 1, description)?;
+        maps.set("GENERATION", 0, next)?;
+        let previous = std::mem::replace(&mut self.generation, next);
+        grace();
+
+        self.files.finish(&mut self.ebpf, prepared)?;
+        self.canaries.protect(&mut self.ebpf, new)?;
+        let mut maps = Maps(&mut self.ebpf);
+        if let Some(old) = old {
+            for id in old.credentials.keys() {
+                maps.remove::<_, enforcer_common::tables::Credential>(
+                    "CREDENTIALS",
+                    &CredentialKey::new(previous, *id),
+                )?;
+            }
+            for selector in old.subjects.keys() {
+                maps.remove::<SubjectKey, enforcer_common::tables::Subject>(
+                    "SUBJECTS",
+                    &selector.key(previous),
+                )?;
+            }
+            for key in old.endpoints.keys().filter(|key| !new.endpoints.contains_key(key)) {
+                maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
+            }
+            for key in old.cgroup_names.keys().filter(|key| !new.cgroup_names.contains_key(key)) {
+                maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
+            }
+        }
+        for key in &grants.delete {
+            maps.remove::<GrantKey, enforcer_common::tables::Grants>("GRANTS", key)?;
+        }
+        for key in &scopes.delete {
+            maps.remove_prefix("SCOPES", key.prefix_bits(), key.data())?;
+        }
+        for key in &ports.delete {
+            maps.remove_prefix("PORTS", key.prefix_bits(), key.data())?;
+        }
+        for key in &watch.0 {
+            maps.remove::<ChildKey, WatchNode>("CHILDREN", key)?;
+        }
+        for key in &watch.1 {
+            maps.remove::<PatternKey, enforcer_common::watch::Pattern>("PATTERNS", key)?;
+        }
+        for key in &watch.2 {
+            maps.remove::<WatchNode, Node>("NODES", key)?;
+        }
+        Ok(())
+    }
+
+    /// What each cgroup means, of those there are and those to come.
+    fn write_cgroups(
+        &mut self,
+        old: Option<&Policy>,
+        new: &Policy,
+        next: Generation,
+    ) -> Result<(), Error> {
+        let mut maps = Maps(&mut self.ebpf);
+        let none = BTreeMap::new();
+        let names = old.map_or(&none, |it| &it.cgroup_names);
+        write_versioned(&mut maps, "CGROUP_NAMES", names, &new.cgroup_names, next)?;
+        let found = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
+        for cgroup in found {
+            let identity = Versioned {
+                from: next,
+                before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
+                after: new.identity_of(&cgroup.path),
+            };
+            maps.put(
+                "CGROUPS",
+                cgroup.id,
+                Cgroup {
+                    instance: cgroup.instance,
+                    identity,
+                    slices_only: u32::from(cgroup.slices_only),
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Adds to the watch tree; returns what to remove from children, patterns and nodes after the swap.
+    #[allow(clippy::type_complexity, reason = "three lists of keys, used once")]
+    fn write_watch_tree(
+        &mut self,
+        old: Option<&Policy>,
+        new: &Policy,
+    ) -> Result<(Vec<ChildKey>, Vec<PatternKey>, Vec<WatchNode>), Error> {
+        let mut maps = Maps(&mut self.ebpf);
+        let (new, empty) = (&new.watch, crate::compile::WatchTree::default());
+        let old = old.map_or(&empty, |it| &it.watch);
+        let nodes = difference(&old.nodes, &new.nodes);
+        for (key, value) in &nodes.put {
+            maps.put("NODES", *key, *value)?;
+        }
+        let patterns = difference(&old.patterns, &new.patterns);
+        for (key, value) in &patterns.put {
+            maps.put("PATTERNS", *key, *value)?;
+        }
+        let children = difference(&old.children, &new.children);
+        for (key, value) in &children.put {
+            maps.put("CHILDREN", *key, *value)?;
+        }
+        Ok((children.delete, patterns.delete, nodes.delete))
+    }
+
+    /// Makes holders of the workload instances whose processes had a credential open before the gates stood.
+    fn find_early_holders(&mut self) -> Result<usize, Error> {
+        let open = processes::holding(self.files.protected());
+        let cgroups = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
+        let by_path: BTreeMap<&str, CgroupId> = cgroups
+            .iter()
+            .map(|it| (it.path.as_str(), it.instance))
+            .collect();
+        for (tgid, credentials) in &open {
+            let membership = std::fs::read_to_string(format!("/proc/{}/cgroup", tgid.0));
+            let membership = membership.unwrap_or_default();
+            let path = membership.lines().find_map(|line| line.strip_prefix("0::"));
+            let instance = path.and_then(|path| by_path.get(path)).copied();
+            let Some(instance) = instance.filter(|it| it.0 != 0) else {
+                tracing::warn!(
+                    pid = tgid.0,
+                    "a process outside any unit, session or container had a credential open before the start; it is not a holder until it reads again"
+                );
+                continue;
+            };
+            for credential in credentials {
+                self.add_holding(Holder::instance(instance), *credential)?;
+            }
+        }
+        Ok(open.len())
+    }
+
+    fn add_holding(&mut self, holder: Holder, credential: CredentialId) -> Result<(), Error> {
+        let mut maps = Maps(&mut self.ebpf);
+        for slot in 0..=HELD_PER_HOLDER {
+            let key = HolderKey { holder, slot };
+            if maps.put_new("HOLDERS", &key, &credential)?
+                || maps.get("HOLDERS", &key)? == Some(credential)
+            {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the event of a use.
+    pub fn used(&mut self, record: &Use) {
+        let Some(in_force) = &self.in_force else {
+            return;
+        };
+        let hosts: BTreeMap<IpAddr, String> = self
+            .names
+            .hosts()
+            .into_iter()
+            .flat_map(|(name, addresses)| {
+                addresses.into_iter().map(move |address| (address, name.clone()))
+            })
+            .collect();
+        let context = Context {
+            policy: &in_force.policy,
+            version: in_force.bundle.metadata.version,
+            path_of: &|key: &InodeKey| self.files.path_of(key).map(PathBuf::from),
+            hosts: &hosts,
+            wall: &|boot| self.clock.wall(boot),
+        };
+        self.log.write_use(record, &context);
+    }
+
+    /// Acts on a notice.
+    pub fn noticed(&mut self, notice: &Notice) {
+        let end = notice.name.iter().position(|byte| *byte == 0);
+        let name = &notice.name[..end.unwrap_or(notice.name.len())];
+        let result = match NoticeKind::from_u8(notice.kind as u8) {
+            Some(NoticeKind::Appeared) => self.appeared(notice, name),
+            Some(NoticeKind::CgroupCreated) => {
+                self.cgroup_created(notice.cgroup, &String::from_utf8_lossy(name))
+            }
+            Some(NoticeKind::TableFull) => {
+                self.log.write(
+                    "table-full",
+                    json!({"message": "a table of the kernel is full: what could not be recorded is refused"}),
+                );
+                Ok(())
+            }
+            Some(NoticeKind::CgroupRemoved) | None => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::error!("a notice of the kernel could not be acted on: {}", crate::chain(&error));
+        }
+    }
+
+    fn appeared(&mut self, notice: &Notice, name: &[u8]) -> Result<(), Error> {
+        let Some(in_force) = &self.in_force else {
+            return Ok(());
+        };
+        self.files.appeared(
+            &mut self.ebpf,
+            &in_force.policy,
+            &notice.directory,
+            notice.file,
+            name,
+        )?;
+        Ok(())
+    }
+
+    /// The kernel classified the cgroup by its own name; this says exactly what it means where names nest.
+    fn cgroup_created(&mut self, id: CgroupId, path: &str) -> Result<(), Error> {
+        let Some(in_force) = &self.in_force else {
+            return Ok(());
+        };
+        let exact = in_force.policy.identity_of(path);
+        let mut maps = Maps(&mut self.ebpf);
+        let known: Option<Cgroup> = maps.get("CGROUPS", &id)?;
+        if let Some(mut cgroup) = known
+            && cgroup.identity.at(in_force.generation) != exact
+        {
+            cgroup.identity = Versioned::constant(exact);
+            maps.put("CGROUPS", id, cgroup)?;
+        }
+        Ok(())
+    }
+
+    /// Tries the canaries, and tells when what they prove has changed.
+    pub async fn prove(&mut self) {
+        if self.in_force.is_none() {
+            return;
+        }
+        let result = self.canaries.fly().await.map_err(|error| crate::chain(&error));
+        if result != self.proven {
+            self.log.write("state", json!({"state": state(&result, true, false), "reason": result.as_ref().err()}));
+        }
+        self.proven = result;
+    }
+
+    /// Looks after what time changes: names, the clock, and losses to report.
+    pub async fn tick(&mut self) {
+        self.report_losses();
+        let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
+            return;
+        };
+        let stepped = self.clock.stepped();
+        if stepped {
+            self.log.write("clock-stepped", json!({"direction": "forward"}));
+        }
+        if self.names.refresh(&bundle).await || stepped {
+            self.reapply().await;
+        }
+    }
+
+    fn report_losses(&mut self) {
+        for ring in Ring::ALL {
+            let index = *ring as usize;
+            let lost = Maps(&mut self.ebpf).sum("LOST", index as u32);
+            let Ok(lost) = lost else { continue };
+            let new = lost - self.lost[index];
+            if new > 0 {
+                self.lost[index] = lost;
+                self.log.write(
+                    "lost",
+                    json!({"ring": ring.name(), "count": new, "total": lost}),
+                );
+            }
+        }
+    }
+
+    /// What `enforcer status` says.
+    pub fn status(&mut self) -> Value {
+        let monitoring = self
+            .in_force
+            .as_ref()
+            .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
+        let proven = &self.proven;
+        json!({
+            "state": state(proven, self.in_force.is_some(), monitoring),
+            "tier": "lsm",
+            "reason": proven.as_ref().err(),
+            "generation": self.generation.0,
+            "bundle": self.in_force.as_ref().map(|it| json!({
+                "issuer": it.bundle.metadata.issuer,
+                "version": it.bundle.metadata.version,
+                "credentials": it.bundle.credentials.len(),
+                "workloads": it.bundle.workloads.len(),
+                "entitlements": it.bundle.entitlements.len(),
+                "expiresAt": it.bundle.metadata.expires_at.map(|at| at.to_string()),
+            })),
+            "refused": self.refused,
+            "files": self.files.count(),
+            "earlyHolders": self.early_holders,
+            "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
+            "notCovered": NOT_COVERED,
+        })
+    }
+
+    /// What the decision would be for a task, see [`crate::control::Question`].
+    pub fn explain(&self, question: &crate::control::Question) -> Value {
+        let Some(in_force) = &self.in_force else {
+            return json!({"error": "no bundle is in force"});
+        };
+        let tables = HostTables::new(&in_force.policy, in_force.generation);
+        crate::control::explain(question, &in_force.policy, &in_force.bundle, tables)
+    }
+
+    /// Captures the executable that a question is about.
+    pub fn executable_key(
+        &mut self,
+        path: &std::path::Path,
+    ) -> Result<enforcer_common::ids::ExecutableKey, crate::kernel::capture::Error> {
+        crate::kernel::capture::capture(&mut self.ebpf, path).map(|(keys, _)| keys[0])
+    }
+
+    /// What a cgroup of this path means in the bundle in force.
+    pub fn identity_of(&self, path: &str) -> IdentityId {
+        self.in_force
+            .as_ref()
+            .map_or(IdentityId(0), |it| it.policy.identity_of(path))
+    }
+
+    /// Says goodbye in the event log.
+    pub fn stopping(&mut self) {
+        self.report_losses();
+        self.log.write("stopped", json!({}));
+    }
+}
+
+/// What this version leaves open on the `lsm` tier, told in `status`.
+const NOT_COVERED: &[&str] = &[
+    "descriptors and mappings of a credential that are older than the gates or were passed on",
+    "raw, packet, vsock and other socket families of holders, except what passes the packet gate",
+    "memory of a holder (ptrace, /proc/PID/mem)",
+    "unix sockets between workloads",
+    "answers on accepted connections, where the bundle's defaults.inbound is permit",
+    "what root on the host does to the daemon or its programs",
+];
+
+/// The word for how things are.
+fn state(proven: &Result<(), String>, bundle: bool, monitoring: bool) -> &'static str {
+    match (bundle, proven) {
+        (false, _) => "no-bundle",
+        (true, Err(_)) => "degraded",
+        (true, Ok(())) if monitoring => "monitoring",
+        (true, Ok(())) => "enforcing/lsm",
+    }
+}
+
+/// Writes a table whose values hold both sides of a swap.
+fn write_versioned<K, V>(
+    maps: &mut Maps<'_>,
+    table: &'static str,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    next: Generation,
+) -> Result<(), maps::Error>
+where
+    K: aya::Pod + Ord,
+    V: Copy + Default,
+    Versioned<V>: aya::Pod,
+{
+    for key in old.keys().chain(new.keys()) {
+        let value = Versioned {
+            from: next,
+            before: old.get(key).copied().unwrap_or_default(),
+            after: new.get(key).copied().unwrap_or_default(),
+        };
+        maps.put(table, *key, value)?;
+    }
+    Ok(())
+}
+
+/// Waits until no program that runs can still see the previous generation: the kernel does so in
+/// `membarrier(MEMBARRIER_CMD_GLOBAL)` (synchronize_rcu, since 4.3), but does nothing on one processor and
+/// refuses with nohz_full. A decision takes microseconds; then a pause stands in.
+fn grace() {
+    // SAFETY: a system call on numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if result != 0 || processors == 1 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// An address as the tables have it.
+pub fn address(ip: IpAddr) -> Address {
+    let octets = match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    };
+    Address::from_octets(octets)
+}

@@ -1,0 +1,75 @@
+//! The keys of files, as the kernel sees them.
+//!
+//! The daemon opens the file; the program on `file_open` leaves the keys it saw under the thread's id.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use enforcer_common::ids::{ExecutableKey, Tid};
+use enforcer_common::tables::Capture;
+use nix::unistd::gettid;
+
+use super::maps::{self, Maps};
+
+/// Why a file's keys are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is a pipe, socket or device, which the daemon does not open.
+    #[error("{path} is neither a file nor a directory")]
+    Special {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The hook did not see the open: what it would protect, it would not protect.
+    #[error("the kernel did not show the open of {path}: the file_open program does not run")]
+    Unseen {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The table could not be used.
+    #[error(transparent)]
+    Table(#[from] maps::Error),
+}
+
+/// Opens `path` and returns the keys that the kernel saw, the first being the file's own, and the open file.
+pub fn capture(ebpf: &mut Ebpf, path: &Path) -> Result<(Vec<ExecutableKey>, File), Error> {
+    let open_error = |source| Error::Open {
+        path: path.to_owned(),
+        source,
+    };
+    let kind = std::fs::metadata(path).map_err(open_error)?.file_type();
+    if kind.is_fifo() || kind.is_socket() || kind.is_block_device() || kind.is_char_device() {
+        return Err(Error::Special {
+            path: path.to_owned(),
+        });
+    }
+    let tid = Tid(gettid().as_raw() as u32);
+    let mut maps = Maps(ebpf);
+    maps.put("CAPTURES", tid, Capture::default())?;
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path);
+    let seen = maps.get::<Tid, Capture>("CAPTURES", &tid)?;
+    maps.remove::<Tid, Capture>("CAPTURES", &tid)?;
+    let file = opened.map_err(open_error)?;
+    let seen = seen.unwrap_or_default();
+    let count = (seen.count as usize).min(seen.keys.len());
+    if count == 0 {
+        return Err(Error::Unseen {
+            path: path.to_owned(),
+        });
+    }
+    Ok((seen.keys[..count].to_vec(), file))
+}

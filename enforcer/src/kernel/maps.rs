@@ -1,0 +1,166 @@
+//! Typed access to the kernel's tables.
+
+use std::borrow::Borrow;
+
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, lpm_trie};
+use aya::{Ebpf, Pod};
+
+/// Why a table could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The object has no such map.
+    #[error("the eBPF object has no map `{0}`; it and this daemon were not built together")]
+    Missing(&'static str),
+    /// The map is of another kind, or a write failed.
+    #[error("cannot {action} table {table}")]
+    Map {
+        /// What was tried.
+        action: &'static str,
+        /// The table.
+        table: &'static str,
+        /// Why.
+        source: MapError,
+    },
+}
+
+/// The maps of a loaded object.
+pub struct Maps<'a>(pub &'a mut Ebpf);
+
+impl Maps<'_> {
+    fn hash<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+    ) -> Result<HashMap<&mut MapData, K, V>, Error> {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        HashMap::try_from(map).map_err(failed("open", table))
+    }
+
+    /// Writes one entry of a hash table.
+    pub fn put<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+        key: impl Borrow<K>,
+        value: impl Borrow<V>,
+    ) -> Result<(), Error> {
+        self.hash(table)?
+            .insert(key, value, 0)
+            .map_err(failed("write to", table))
+    }
+
+    /// Writes one entry unless the key is taken. `false` if it is.
+    pub fn put_new<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+        key: &K,
+        value: &V,
+    ) -> Result<bool, Error> {
+        let mut map = self.hash::<K, V>(table)?;
+        if map.insert(key, value, u64::from(NOEXIST)).is_ok() {
+            return Ok(true);
+        }
+        match map.get(key, 0) {
+            Ok(_) => Ok(false),
+            Err(source) => Err(failed("write to", table)(source)),
+        }
+    }
+
+    /// Reads one entry of a hash table.
+    pub fn get<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+        key: &K,
+    ) -> Result<Option<V>, Error> {
+        match self.hash::<K, V>(table)?.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(failed("read", table)(source)),
+        }
+    }
+
+    /// Removes one entry; one that is not there is as good as removed.
+    pub fn remove<K: Pod, V: Pod>(&mut self, table: &'static str, key: &K) -> Result<(), Error> {
+        match self.hash::<K, V>(table)?.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            // aya reports ENOENT of a removal as a failed system call.
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(source) => Err(failed("remove from", table)(source)),
+        }
+    }
+
+    /// Every entry of a hash table.
+    pub fn entries<K: Pod, V: Pod>(&mut self, table: &'static str) -> Result<Vec<(K, V)>, Error> {
+        let map = self.hash::<K, V>(table)?;
+        map.iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed("read", table))
+    }
+
+    /// Writes one prefix of a longest-prefix table.
+    pub fn put_prefix<const N: usize>(
+        &mut self,
+        table: &'static str,
+        bits: u32,
+        data: [u8; N],
+        value: u32,
+    ) -> Result<(), Error>
+    where
+        [u8; N]: Pod,
+    {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let mut trie: aya::maps::LpmTrie<_, [u8; N], u32> =
+            map.try_into().map_err(failed("open", table))?;
+        trie.insert(&lpm_trie::Key::new(bits, data), value, 0)
+            .map_err(failed("write to", table))
+    }
+
+    /// Removes one prefix of a longest-prefix table.
+    pub fn remove_prefix<const N: usize>(
+        &mut self,
+        table: &'static str,
+        bits: u32,
+        data: [u8; N],
+    ) -> Result<(), Error>
+    where
+        [u8; N]: Pod,
+    {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let mut trie: aya::maps::LpmTrie<_, [u8; N], u32> =
+            map.try_into().map_err(failed("open", table))?;
+        let _ = trie.remove(&lpm_trie::Key::new(bits, data));
+        Ok(())
+    }
+
+    /// Writes one element of an array.
+    pub fn set<V: Pod>(&mut self, table: &'static str, index: u32, value: V) -> Result<(), Error> {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let mut array: Array<_, V> = map.try_into().map_err(failed("open", table))?;
+        array
+            .set(index, value, 0)
+            .map_err(failed("write to", table))
+    }
+
+    /// Sums an element over all processors.
+    pub fn sum(&mut self, table: &'static str, index: u32) -> Result<u64, Error> {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let array: PerCpuArray<_, u64> = map.try_into().map_err(failed("open", table))?;
+        let values = array
+            .get(&index, 0)
+            .map_err(failed("read", table))?;
+        Ok(values.iter().sum())
+    }
+}
+
+/// `BPF_NOEXIST`.
+const NOEXIST: u32 = 1;
+
+fn failed(action: &'static str, table: &'static str) -> impl FnOnce(MapError) -> Error {
+    move |source| Error::Map {
+        action,
+        table,
+        source,
+    }
+}

@@ -1,0 +1,330 @@
+//! Files that are credentials, and the directories on the way to them.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use aya::Ebpf;
+use enforcer_common::capacity::NODES_PER_WATCH;
+use enforcer_common::ids::{CredentialId, Generation, InodeKey, WatchNode};
+use enforcer_common::tables::{Versioned, Watch};
+use enforcer_common::watch::{ChildKey, NAME_BYTES, PREFIX_BYTES, PatternKey, SUFFIX_BYTES};
+
+use crate::compile::{Policy, WatchTree};
+use crate::kernel::capture::{self, capture};
+use crate::kernel::maps::{self, Maps};
+
+/// How deep below a source's first directory files are looked for: no tree is deeper, a loop of symbolic
+/// links is.
+const DEPTH: u32 = 40;
+
+/// What the daemon has put into the tables.
+#[derive(Default)]
+pub struct Files {
+    protected: BTreeMap<InodeKey, (CredentialId, PathBuf)>,
+    watched: BTreeMap<InodeKey, PathBuf>,
+}
+
+/// What one scan found.
+#[derive(Default)]
+struct Scan {
+    files: BTreeMap<InodeKey, (CredentialId, PathBuf)>,
+    watched: BTreeMap<InodeKey, PathBuf>,
+}
+
+impl Files {
+    /// How many files are protected.
+    pub fn count(&self) -> usize {
+        self.protected.len()
+    }
+
+    /// The path under which a protected file was found.
+    pub fn path_of(&self, file: &InodeKey) -> Option<&Path> {
+        self.protected.get(file).map(|(_, path)| path.as_path())
+    }
+
+    /// Every protected file, with its credential.
+    pub fn protected(&self) -> impl Iterator<Item = (CredentialId, &Path)> {
+        self.protected.values().map(|(id, path)| (*id, path.as_path()))
+    }
+
+    /// Watches the tree's directories and protects what matches in them, from `generation` on. Directories
+    /// are watched before they are listed, so that what appears meanwhile is not missed.
+    pub fn prepare(
+        &mut self,
+        ebpf: &mut Ebpf,
+        policy: &Policy,
+        generation: Generation,
+    ) -> Result<Prepared, maps::Error> {
+        let mut scan = Scan::default();
+        visit(
+            ebpf,
+            policy,
+            Path::new("/"),
+            &[policy.watch.root],
+            DEPTH,
+            &mut scan,
+        )?;
+        for (key, (credential, _)) in &scan.files {
+            protect(ebpf, *key, *credential, generation)?;
+        }
+        let gone: Vec<InodeKey> = Maps(ebpf)
+            .entries::<InodeKey, Versioned<CredentialId>>("FILES")?
+            .into_iter()
+            .map(|(key, _)| key)
+            .filter(|key| !scan.files.contains_key(key))
+            .collect();
+        for key in &gone {
+            // What the kernel itself protected since the scan keeps its entry; the notice tells of it.
+            if self.protected.contains_key(key) {
+                protect(ebpf, *key, CredentialId(0), generation)?;
+            }
+        }
+        Ok(Prepared { scan, gone })
+    }
+
+    /// After the swap: takes out what no longer matches.
+    pub fn finish(&mut self, ebpf: &mut Ebpf, prepared: Prepared) -> Result<(), maps::Error> {
+        let Prepared { scan, gone } = prepared;
+        for key in gone {
+            if self.protected.contains_key(&key) {
+                Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &key)?;
+            }
+        }
+        for key in self.watched.keys() {
+            if !scan.watched.contains_key(key) {
+                Maps(ebpf).remove::<InodeKey, Watch>("WATCHES", key)?;
+            }
+        }
+        self.protected = scan.files;
+        self.watched = scan.watched;
+        Ok(())
+    }
+
+    /// A name appeared in a watched directory: makes the tables say exactly what it is. The kernel's own
+    /// entry may be wider than the source's pattern.
+    pub fn appeared(
+        &mut self,
+        ebpf: &mut Ebpf,
+        policy: &Policy,
+        directory: &InodeKey,
+        file: InodeKey,
+        name: &[u8],
+    ) -> Result<(), maps::Error> {
+        let Some(parent) = self.watched.get(directory).cloned() else {
+            return Ok(());
+        };
+        let path = parent.join(std::ffi::OsStr::from_bytes(name));
+        let is_directory = std::fs::symlink_metadata(&path).is_ok_and(|it| it.is_dir());
+        if is_directory {
+            let watch: Option<Watch> = Maps(ebpf).get("WATCHES", &file)?;
+            let nodes = watch.unwrap_or_default().nodes;
+            let mut scan = Scan::default();
+            visit(ebpf, policy, &path, &nodes, DEPTH, &mut scan)?;
+            for (key, (credential, _)) in &scan.files {
+                protect_always(ebpf, *key, *credential)?;
+            }
+            self.protected.extend(scan.files);
+            self.watched.extend(scan.watched);
+            return Ok(());
+        }
+        match policy.credential_of(&path) {
+            Some(credential) => {
+                protect_always(ebpf, file, credential)?;
+                self.protected.insert(file, (credential, path));
+            }
+            // Only what is still there by this name, and is nothing by another, was protected too much.
+            None if !self.protected.contains_key(&file) => {
+                Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &file)?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// What a scan found, to be finished after the swap.
+pub struct Prepared {
+    scan: Scan,
+    gone: Vec<InodeKey>,
+}
+
+/// Sets what a file is from `generation` on; before, it is what it was.
+fn protect(
+    ebpf: &mut Ebpf,
+    key: InodeKey,
+    credential: CredentialId,
+    generation: Generation,
+) -> Result<(), maps::Error> {
+    let known: Option<Versioned<CredentialId>> = Maps(ebpf).get("FILES", &key)?;
+    let before = known.map_or(CredentialId(0), |it| it.at(Generation(generation.0 - 1)));
+    Maps(ebpf).put(
+        "FILES",
+        key,
+        Versioned {
+            from: generation,
+            before,
+            after: credential,
+        },
+    )
+}
+
+fn protect_always(
+    ebpf: &mut Ebpf,
+    key: InodeKey,
+    credential: CredentialId,
+) -> Result<(), maps::Error> {
+    Maps(ebpf).put("FILES", key, Versioned::constant(credential))
+}
+
+/// Watches `directory` as `nodes`, and goes on with what is in it.
+fn visit(
+    ebpf: &mut Ebpf,
+    policy: &Policy,
+    directory: &Path,
+    nodes: &[WatchNode],
+    depth: u32,
+    scan: &mut Scan,
+) -> Result<(), maps::Error> {
+    let nodes: Vec<WatchNode> = nodes.iter().copied().filter(|node| node.0 != 0).collect();
+    if nodes.is_empty() || depth == 0 || is_virtual(directory) {
+        return Ok(());
+    }
+    let Some(key) = watch(ebpf, directory, &nodes, scan)? else {
+        return Ok(());
+    };
+    scan.watched.insert(key, directory.to_owned());
+    let literal_only = nodes
+        .iter()
+        .all(|node| !policy.watch.patterns.contains_key(&PatternKey { node: *node, slot: 0 }));
+    let names: Vec<std::ffi::OsString> = if literal_only {
+        literal_names(&policy.watch, &nodes)
+    } else {
+        std::fs::read_dir(directory)
+            .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
+            .unwrap_or_default()
+    };
+    for name in names {
+        let below = step(&policy.watch, &nodes, name.as_bytes());
+        if below.is_empty() {
+            continue;
+        }
+        let path = directory.join(&name);
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
+        if metadata.is_dir() {
+            visit(ebpf, policy, &path, &below, depth - 1, scan)?;
+        } else if let Some(credential) = policy.credential_of(&path) {
+            match capture(ebpf, &path) {
+                Ok((keys, _)) => {
+                    for key in keys {
+                        scan.files
+                            .entry(key.inode)
+                            .or_insert_with(|| (credential, path.clone()));
+                    }
+                }
+                Err(capture::Error::Table(error)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(error = %crate::chain(&error), "a credential's file is not protected");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts a directory into the table of watches, together with what it already stands for in this scan.
+fn watch(
+    ebpf: &mut Ebpf,
+    directory: &Path,
+    nodes: &[WatchNode],
+    scan: &Scan,
+) -> Result<Option<InodeKey>, maps::Error> {
+    let key = match capture(ebpf, directory) {
+        Ok((keys, _)) => keys[0].inode,
+        Err(capture::Error::Table(error)) => return Err(error),
+        Err(error) => {
+            tracing::debug!(error = %crate::chain(&error), "a directory is not watched");
+            return Ok(None);
+        }
+    };
+    let mut all = nodes.to_vec();
+    if scan.watched.contains_key(&key) {
+        let known: Option<Watch> = Maps(ebpf).get("WATCHES", &key)?;
+        all.extend(known.unwrap_or_default().nodes);
+    }
+    all.retain(|node| node.0 != 0);
+    all.sort_unstable();
+    all.dedup();
+    let mut value = Watch::default();
+    for (slot, node) in value.nodes.iter_mut().zip(all.into_iter().take(NODES_PER_WATCH)) {
+        *slot = node;
+    }
+    Maps(ebpf).put("WATCHES", key, value)?;
+    Ok(Some(key))
+}
+
+/// File systems whose files the kernel makes up: no credential lies there, and they never end.
+fn is_virtual(directory: &Path) -> bool {
+    ["/proc", "/sys"].iter().any(|root| directory == Path::new(root))
+}
+
+/// The names of the literal steps from `nodes`.
+fn literal_names(tree: &WatchTree, nodes: &[WatchNode]) -> Vec<std::ffi::OsString> {
+    let mut names = Vec::new();
+    for node in nodes {
+        let first = ChildKey {
+            node: *node,
+            len: 0,
+            name: [0; NAME_BYTES / 8],
+        };
+        names.extend(
+            tree.children
+                .range(first..)
+                .take_while(|(key, _)| key.node == *node)
+                .map(|(key, _)| {
+                    let bytes: Vec<u8> = key.name.iter().flat_map(|word| word.to_ne_bytes()).collect();
+                    std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&bytes[..key.len as usize]))
+                }),
+        );
+    }
+    names
+}
+
+/// One step down the tree, as the kernel takes it.
+fn step(tree: &WatchTree, nodes: &[WatchNode], name: &[u8]) -> Vec<WatchNode> {
+    let mut head = [0_u8; NAME_BYTES];
+    let kept = name.len().min(NAME_BYTES).max(PREFIX_BYTES.min(name.len()));
+    head[..kept].copy_from_slice(&name[..kept]);
+    let mut tail = [0_u8; SUFFIX_BYTES];
+    let kept = name.len().min(SUFFIX_BYTES);
+    tail[SUFFIX_BYTES - kept..].copy_from_slice(&name[name.len() - kept..]);
+    let word = |bytes: &[u8]| {
+        let mut eight = [0; 8];
+        eight.copy_from_slice(bytes);
+        u64::from_ne_bytes(eight)
+    };
+    let first: [u64; NAME_BYTES / 8] = std::array::from_fn(|at| word(&head[8 * at..8 * at + 8]));
+    let last: [u64; SUFFIX_BYTES / 8] = std::array::from_fn(|at| word(&tail[8 * at..8 * at + 8]));
+    let mut reached = Vec::new();
+    for node in nodes {
+        let literal = ChildKey::new(*node, name).and_then(|key| tree.children.get(&key));
+        reached.extend(literal.copied());
+        for slot in 0.. {
+            let Some(pattern) = tree.patterns.get(&PatternKey { node: *node, slot }) else {
+                break;
+            };
+            if pattern.matches(name.len() as u32, &first, &last) {
+                reached.push(pattern.target);
+            }
+        }
+    }
+    let mut seen = Vec::new();
+    reached.retain(|node| {
+        let new = !seen.contains(node);
+        seen.push(*node);
+        new
+    });
+    reached
+}

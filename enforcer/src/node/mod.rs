@@ -1,0 +1,8 @@
+//! What is on this node now: cgroups, files, executables, users, names, processes.
+
+pub mod cgroups;
+pub mod executables;
+pub mod files;
+pub mod names;
+pub mod processes;
+pub mod users;

@@ -1,0 +1,283 @@
+//! Events, as JSON lines.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::net::Ipv6Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use enforcer_common::event::{Gate, Kind, Use, taken};
+use enforcer_common::ids::{BootNs, InodeKey};
+use enforcer_common::verdict::{Action, Mode, Reason};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::compile::Policy;
+
+/// Where events go.
+pub struct Log {
+    node: String,
+    sequence: u64,
+    file: Option<std::fs::File>,
+}
+
+/// The use a record tells of, in the terms of people.
+#[derive(Debug, Serialize)]
+struct Event<'a> {
+    time: String,
+    node: &'a str,
+    sequence: u64,
+    kind: &'static str,
+    verdict: &'static str,
+    reason: Option<&'static str>,
+    mode: Pair<&'static str>,
+    action: Pair<&'static str>,
+    credential: Option<&'a str>,
+    workload: Option<String>,
+    entitlement: Option<&'a str>,
+    approver: Option<&'a str>,
+    ticket: Option<&'a str>,
+    bundle: u64,
+    process: Process,
+    file: Option<String>,
+    destination: Option<Destination>,
+    gate: &'static str,
+    tier: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Pair<T> {
+    requested: T,
+    #[serde(rename = "effective", skip_serializing_if = "Option::is_none")]
+    effective: Option<T>,
+    #[serde(rename = "taken", skip_serializing_if = "Option::is_none")]
+    taken: Option<T>,
+}
+
+#[derive(Debug, Serialize)]
+struct Process {
+    pid: u32,
+    tid: u32,
+    parent: u32,
+    uid: u32,
+    exe: String,
+    comm: String,
+    args: Vec<String>,
+    start: String,
+    cgroup: u64,
+    ancestors: Vec<Ancestor>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ancestor {
+    pid: i32,
+    comm: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Destination {
+    address: String,
+    port: u16,
+    protocol: String,
+    host: Option<String>,
+}
+
+/// What is needed to speak of a record.
+pub struct Context<'a> {
+    /// The policy in force.
+    pub policy: &'a Policy,
+    /// Version of the bundle in force.
+    pub version: u64,
+    /// Paths of protected files.
+    pub path_of: &'a dyn Fn(&InodeKey) -> Option<PathBuf>,
+    /// Host names by address.
+    pub hosts: &'a BTreeMap<std::net::IpAddr, String>,
+    /// Wall-clock time of a boot-clock moment.
+    pub wall: &'a dyn Fn(BootNs) -> Timestamp,
+}
+
+impl Log {
+    /// Events to standard output, and to `path` if given (created with mode 0600).
+    pub fn new(path: Option<&Path>) -> io::Result<Self> {
+        let file = path
+            .map(|path| {
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .mode(0o600)
+                    .open(path)
+            })
+            .transpose()?;
+        let node = nix::unistd::gethostname().map_or_else(
+            |_| "unknown".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        Ok(Self {
+            node,
+            sequence: 0,
+            file,
+        })
+    }
+
+    /// Writes one use.
+    pub fn write_use(&mut self, record: &Use, context: &Context<'_>) {
+        self.sequence += 1;
+        let event = self.event(record, context);
+        match serde_json::to_string(&event) {
+            Ok(line) => self.line(&line),
+            Err(error) => tracing::error!(%error, "an event cannot be written"),
+        }
+    }
+
+    /// Writes something the daemon itself has to tell: kind and fields.
+    pub fn write(&mut self, kind: &str, fields: Value) {
+        self.sequence += 1;
+        let mut event = json!({
+            "time": Timestamp::now().to_string(),
+            "node": self.node,
+            "sequence": self.sequence,
+            "kind": kind,
+        });
+        if let (Some(event), Value::Object(fields)) = (event.as_object_mut(), fields) {
+            event.extend(fields);
+        }
+        self.line(&event.to_string());
+    }
+
+    fn line(&mut self, line: &str) {
+        let mut out = io::stdout().lock();
+        let written = writeln!(out, "{line}").and_then(|()| out.flush());
+        if let Err(error) = written {
+            tracing::error!(%error, "cannot write an event to standard output");
+        }
+        if let Some(file) = &mut self.file
+            && let Err(error) = file.write_all(format!("{line}\n").as_bytes())
+        {
+            tracing::error!(%error, "cannot write an event to the event log");
+        }
+    }
+
+    fn event<'a>(&'a self, record: &Use, context: &Context<'a>) -> Event<'a> {
+        let credential = context.policy.credential_info.get(&record.credential);
+        let entitlement = context.policy.entitlement_info.get(&record.entitlement);
+        let approval = entitlement.and_then(|it| it.approval.as_ref());
+        let workloads = context.policy.workloads_of(&record.task);
+        let workload = entitlement
+            .map(|it| it.workload.as_str())
+            .filter(|id| workloads.contains(id))
+            .or_else(|| workloads.iter().copied().next());
+        let reason = Reason::from_u8(record.reason);
+        let mode = name(Mode::from_u8(record.mode), Mode::name);
+        let denied = reason.is_some();
+        Event {
+            time: (context.wall)(record.time).to_string(),
+            node: &self.node,
+            sequence: self.sequence,
+            kind: name(Kind::from_u8(record.kind), Kind::name),
+            verdict: if denied { "deny" } else { "allow" },
+            reason: reason.map(Reason::name),
+            mode: Pair {
+                requested: mode,
+                effective: Some(mode),
+                taken: None,
+            },
+            action: Pair {
+                requested: name(Action::from_u8(record.action), Action::name),
+                effective: None,
+                taken: Some(match record.taken {
+                    taken::REFUSED => "block",
+                    taken::KILLED => "kill",
+                    _ => "none",
+                }),
+            },
+            credential: credential.map(|it| it.id.as_str()),
+            workload: workload.map(str::to_owned),
+            entitlement: entitlement.map(|it| it.id.as_str()),
+            approver: approval.and_then(|it| it.approver.as_deref()),
+            ticket: approval.and_then(|it| it.ticket.as_deref()),
+            bundle: context.version,
+            process: process(record, context),
+            file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
+            destination: destination(record, context),
+            gate: name(Gate::from_u8(record.gate), Gate::name),
+            tier: "lsm",
+        }
+    }
+}
+
+/// The name of a code, or `unknown` for one that this version does not have.
+fn name<T>(code: Option<T>, name: fn(T) -> &'static str) -> &'static str {
+    code.map_or("unknown", name)
+}
+
+fn process(record: &Use, context: &Context<'_>) -> Process {
+    let pid = record.task.tgid.0;
+    let comm = text(&record.comm);
+    // The process may be gone, or its id another's: what the kernel saw is the fallback.
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_or_else(
+        |_| text(&record.executable_name),
+        |path| path.display().to_string(),
+    );
+    let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    Process {
+        pid,
+        tid: record.tid.0,
+        parent: record.parent.0,
+        uid: record.task.uid.0,
+        exe,
+        comm,
+        args: args
+            .split(|byte| *byte == 0)
+            .filter(|argument| !argument.is_empty())
+            .map(|argument| String::from_utf8_lossy(argument).into_owned())
+            .collect(),
+        start: (context.wall)(record.task.start).to_string(),
+        cgroup: record.task.cgroup.0,
+        ancestors: ancestors(record.parent.0 as i32),
+    }
+}
+
+/// The parents of a process, nearest first, as far as they still exist.
+fn ancestors(first: i32) -> Vec<Ancestor> {
+    let mut found = Vec::new();
+    let mut pid = first;
+    while pid > 0 && found.len() < 16 {
+        let Ok(stat) = procfs::process::Process::new(pid).and_then(|it| it.stat()) else {
+            break;
+        };
+        found.push(Ancestor {
+            pid,
+            comm: stat.comm,
+        });
+        pid = stat.ppid;
+    }
+    found
+}
+
+fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
+    let to = &record.destination;
+    if to.protocol().0 == 0 && to.port() == 0 {
+        return None;
+    }
+    let address = Ipv6Addr::from(to.address.octets()).to_canonical();
+    let protocol = match to.protocol().0 {
+        1 => "icmp".to_owned(),
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        other => other.to_string(),
+    };
+    Some(Destination {
+        address: address.to_string(),
+        port: to.port(),
+        protocol,
+        host: context.hosts.get(&address).cloned(),
+    })
+}
+
+/// NUL-padded bytes from the kernel as text.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}

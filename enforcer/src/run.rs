@@ -1,0 +1,269 @@
+//! `enforcer run`: the daemon's loop.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use enforcer::control::{Request, question};
+use enforcer::engine::Engine;
+use enforcer::kernel::load::Options;
+use enforcer::kernel::rings::{self, Record};
+use enforcer::record::Log;
+use notify::{RecursiveMode, Watcher as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+/// How often the canaries are tried.
+const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// How often clocks, names and losses are looked at.
+const TICK_EVERY: Duration = Duration::from_secs(1);
+/// Changes that come in a burst are acted on together after this long.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Records waiting for the engine; more stay in the kernel's rings.
+const RECORDS: usize = 4096;
+
+/// What to run with.
+pub struct Settings {
+    /// The bundle: a file or a directory.
+    pub bundle: PathBuf,
+    /// A file for the events, besides standard output.
+    pub event_log: Option<PathBuf>,
+    /// The control socket; the canaries' files lie beside it.
+    pub socket: PathBuf,
+}
+
+/// A request, and where its answer goes.
+type Asked = (Request, oneshot::Sender<Value>);
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(settings: Settings) -> Result<()> {
+    let directory = settings.socket.parent().unwrap_or(Path::new("/run"));
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the directory {}", directory.display()))?;
+    let log = Log::new(settings.event_log.as_deref())
+        .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
+    let mut engine = Engine::new(&Options::default(), settings.bundle, directory, log)?;
+
+    let (records, mut recorded) = mpsc::channel(RECORDS);
+    rings::start(engine.ebpf(), &records)?;
+    let listener = listen(&settings.socket)?;
+    let (asking, mut asked) = mpsc::channel::<Asked>(16);
+    tokio::spawn(serve(listener, asking));
+    let (changes, mut changed) = mpsc::unbounded_channel();
+    let mut watched = Watched::new(changes)?;
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut canary = tokio::time::interval(CANARY_EVERY);
+    let mut tick = tokio::time::interval(TICK_EVERY);
+    for interval in [&mut canary, &mut tick] {
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
+
+    engine.reload().await;
+    engine.prove().await;
+    watched.follow(&engine);
+    tracing::info!(socket = %settings.socket.display(), "running");
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                engine.reload().await;
+                engine.prove().await;
+                watched.follow(&engine);
+            }
+            Some((request, answer)) = asked.recv() => {
+                let _ = answer.send(respond(&mut engine, &request));
+            }
+            Some(record) = recorded.recv() => match record {
+                Record::Use(it) => engine.used(&it),
+                Record::Notice(it) => engine.noticed(&it),
+            },
+            Some(()) = changed.recv() => {
+                tokio::time::sleep(SETTLE).await;
+                let mut paths = watched.take();
+                while changed.try_recv().is_ok() {}
+                paths.extend(watched.take());
+                if paths.iter().any(|path| path.starts_with(engine.source())) {
+                    engine.reload().await;
+                    engine.prove().await;
+                } else {
+                    engine.reapply().await;
+                }
+                watched.follow(&engine);
+            }
+            _ = canary.tick() => engine.prove().await,
+            _ = tick.tick() => engine.tick().await,
+        }
+    }
+    while let Ok(record) = recorded.try_recv() {
+        if let Record::Use(it) = record {
+            engine.used(&it);
+        }
+    }
+    engine.stopping();
+    let _ = std::fs::remove_file(&settings.socket);
+    Ok(())
+}
+
+/// Files whose change matters: the bundle and the executables it selects by. Their directories are watched,
+/// because editors and package managers put a new file in the old one's place.
+struct Watched {
+    watcher: notify::RecommendedWatcher,
+    directories: BTreeSet<PathBuf>,
+    interesting: std::sync::Arc<std::sync::Mutex<Interest>>,
+}
+
+#[derive(Default)]
+struct Interest {
+    files: BTreeSet<PathBuf>,
+    changed: Vec<PathBuf>,
+}
+
+impl Watched {
+    fn new(changes: mpsc::UnboundedSender<()>) -> Result<Self> {
+        let interesting = std::sync::Arc::<std::sync::Mutex<Interest>>::default();
+        let shared = interesting.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let Ok(event) = event else { return };
+            if event.kind.is_access() {
+                return;
+            }
+            let Ok(mut interest) = shared.lock() else { return };
+            let matching: Vec<PathBuf> = event
+                .paths
+                .into_iter()
+                .filter(|path| interest.files.iter().any(|file| path.starts_with(file)))
+                .collect();
+            if !matching.is_empty() {
+                interest.changed.extend(matching);
+                let _ = changes.send(());
+            }
+        })
+        .context("cannot watch files (inotify)")?;
+        Ok(Self {
+            watcher,
+            directories: BTreeSet::new(),
+            interesting,
+        })
+    }
+
+    /// Watches what the engine now depends on.
+    fn follow(&mut self, engine: &Engine) {
+        let mut files: BTreeSet<PathBuf> = engine.executables().into_iter().collect();
+        files.insert(engine.source().to_owned());
+        let mut directories: BTreeSet<PathBuf> = files
+            .iter()
+            .filter_map(|file| file.parent().map(Path::to_owned))
+            .collect();
+        if engine.source().is_dir() {
+            directories.insert(engine.source().to_owned());
+        }
+        for directory in directories.difference(&self.directories.clone()) {
+            match self.watcher.watch(directory, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.directories.insert(directory.clone());
+                }
+                Err(error) => {
+                    tracing::warn!(directory = %directory.display(), %error, "cannot be watched: changes there are noticed at the next reload");
+                }
+            }
+        }
+        if let Ok(mut interest) = self.interesting.lock() {
+            interest.files = files;
+        }
+    }
+
+    fn take(&self) -> Vec<PathBuf> {
+        self.interesting
+            .lock()
+            .map(|mut interest| std::mem::take(&mut interest.changed))
+            .unwrap_or_default()
+    }
+}
+
+fn respond(engine: &mut Engine, request: &Request) -> Value {
+    match request {
+        Request::Status => engine.status(),
+        Request::Explain(ask) => {
+            let identity = ask
+                .cgroup
+                .clone()
+                .or_else(|| ask.pid.and_then(cgroup_of))
+                .map(|path| engine.identity_of(&path))
+                .unwrap_or_default();
+            let asked = question(
+                ask,
+                |path| {
+                    engine
+                        .executable_key(path)
+                        .map_err(|error| enforcer::chain(&error))
+                },
+                |_| identity,
+            );
+            match asked {
+                Ok(question) => engine.explain(&question),
+                Err(error) => json!({"error": error}),
+            }
+        }
+    }
+}
+
+/// The cgroup of a process, from the cgroup root.
+fn cgroup_of(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(path.to_owned())
+}
+
+fn listen(socket: &Path) -> Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        anyhow::bail!(
+            "another daemon answers on {}; stop it, or give --socket another path",
+            socket.display()
+        );
+    }
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
+        .with_context(|| format!("cannot set the mode of {}", socket.display()))?;
+    Ok(listener)
+}
+
+/// Takes questions, one after the other, and never more than the engine answers.
+async fn serve(listener: UnixListener, asking: mpsc::Sender<Asked>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let asking = asking.clone();
+        tokio::spawn(async move {
+            if let Err(error) = converse(stream, asking).await {
+                tracing::debug!(%error, "a question was not answered");
+            }
+        });
+    }
+}
+
+async fn converse(stream: UnixStream, asking: mpsc::Sender<Asked>) -> Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => {
+                let (sender, receiver) = oneshot::channel();
+                asking.send((request, sender)).await?;
+                receiver.await?
+            }
+            Err(error) => json!({"error": format!("not a request: {error}")}),
+        };
+        writer.write_all(format!("{answer}\n").as_bytes()).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! Ways to go on as another process or thread.
+
+use std::{
+    convert::Infallible,
+    env,
+    ffi::CString,
+    os::fd::OwnedFd,
+    process::{self, Command},
+    thread,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sched::{self, CloneFlags},
+    sys::wait::{self, WaitStatus},
+    unistd::{self, ForkResult, Pid},
+};
+
+use super::{State, places, run};
+
+const STACK_BYTES: usize = 256 * 1024;
+
+/// A child killed by a signal ends its parent's story with this and the signal's number.
+const SIGNALLED: u8 = 128;
+
+fn status_of(child: Pid) -> nix::Result<u8> {
+    Ok(match wait::waitpid(child, None)? {
+        WaitStatus::Exited(_, status) => u8::try_from(status).unwrap_or(2),
+        WaitStatus::Signaled(_, signal, _) => SIGNALLED + signal as u8,
+        _ => 2,
+    })
+}
+
+/// Does the steps, and leaves without a look back at what belongs to the parent.
+fn run_and_exit(state: State, steps: Vec<String>) -> ! {
+    let status = run(state, steps);
+    // SAFETY: ends the process at once; the lines are out, since standard output is written unbuffered or by line.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// A child.
+pub fn fork(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    // SAFETY: an actor has no other threads, so its child may do anything.
+    match unsafe { unistd::fork()? } {
+        ForkResult::Child => run_and_exit(state, steps),
+        ForkResult::Parent { child } => status_of(child),
+    }
+}
+
+/// A grandchild whose parent has gone.
+pub fn double_fork(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    let (result, teller): (OwnedFd, OwnedFd) = unistd::pipe()?;
+    // SAFETY: an actor has no other threads, so its child may do anything.
+    if let ForkResult::Parent { child } = unsafe { unistd::fork()? } {
+        drop(teller);
+        wait::waitpid(child, None)?;
+        let mut status = [2];
+        unistd::read(result, &mut status)?;
+        return Ok(status[0]);
+    }
+    let parent = unistd::getpid();
+    // SAFETY: as above.
+    if let ForkResult::Parent { .. } = unsafe { unistd::fork()? } {
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(0) }
+    }
+    while unistd::getppid() == parent {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let status = run(state, steps);
+    unistd::write(teller, &[status])?;
+    // SAFETY: ends the process at once.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// A second thread.
+pub fn thread(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    thread::spawn(|| run(state, steps))
+        .join()
+        .map_err(|_| Errno::ECANCELED)
+}
+
+/// A second thread, after the first has ended.
+pub fn leaderless(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    thread::spawn(|| {
+        thread::sleep(Duration::from_millis(100));
+        let status = run(state, steps);
+        process::exit(i32::from(status))
+    });
+    // SAFETY: ends this thread only; what is on its stack is not used by the other.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    Err(Errno::ECANCELED)
+}
+
+fn clone(flags: CloneFlags, state: State, steps: Vec<String>) -> nix::Result<u8> {
+    let mut stack = vec![0; STACK_BYTES];
+    let mut given = Some((state, steps));
+    let child = Box::new(move || match given.take() {
+        Some((state, steps)) => run_and_exit(state, steps),
+        None => 2,
+    });
+    // SAFETY: the stack outlives the child, which is waited for below while this thread does nothing else.
+    let child = unsafe { sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD))? };
+    status_of(child)
+}
+
+/// A child in our own memory, while we stand still: what `vfork` is.
+pub fn vfork(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    clone(CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK, state, steps)
+}
+
+/// A child in our own memory.
+pub fn clone_vm(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    clone(CloneFlags::CLONE_VM, state, steps)
+}
+
+fn c_strings<'a>(words: impl IntoIterator<Item = &'a String>) -> nix::Result<Vec<CString>> {
+    words
+        .into_iter()
+        .map(|word| CString::new(word.as_str()).map_err(|_| Errno::EINVAL))
+        .collect()
+}
+
+/// This program's path; not `/proc/self/exe`, since that would be another name to be judged by.
+fn own_path() -> nix::Result<String> {
+    let path = env::current_exe().map_err(|error| places::errno(&error))?;
+    path.into_os_string().into_string().map_err(|_| Errno::EINVAL)
+}
+
+/// The command line that does these steps with this program.
+fn command_line(program: &str, steps: Vec<String>) -> Vec<String> {
+    let mut line = vec![program.to_owned()];
+    if program.ends_with("/enforcer-tests") {
+        line.push("act".to_owned());
+    }
+    line.extend(steps);
+    line
+}
+
+fn replace_by(line: &[String]) -> nix::Result<Infallible> {
+    let line = c_strings(line)?;
+    let program = line.first().ok_or(Errno::EINVAL)?;
+    unistd::execv(program, &line)
+}
+
+/// The same program, by `posix_spawn`.
+pub fn spawn(_: State, steps: Vec<String>) -> nix::Result<u8> {
+    // The standard library uses posix_spawn where nothing but a program and its arguments is asked for.
+    let line = command_line(&own_path()?, steps);
+    let status = Command::new(&line[0])
+        .args(&line[1..])
+        .status()
+        .map_err(|error| places::errno(&error))?;
+    Ok(status.code().map_or(2, |code| u8::try_from(code).unwrap_or(2)))
+}
+
+/// The same program anew, in the same process.
+pub fn exec(_: State, steps: Vec<String>) -> nix::Result<u8> {
+    match replace_by(&command_line(&own_path()?, steps))? {}
+}
+
+/// Another program, the first word, in the same process.
+pub fn exec_as(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let program = steps.remove(0);
+    match replace_by(&command_line(&program, steps))? {}
+}
+
+/// The same program anew, from a thread that is not the first.
+pub fn thread_exec(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    thread::spawn(|| exec(state, steps))
+        .join()
+        .map_err(|_| Errno::ECANCELED)?
+}
+
+/// A shell with all the words as its script.
+pub fn shell(_: State, steps: Vec<String>) -> nix::Result<u8> {
+    let words = ["/bin/sh".to_owned(), "-c".to_owned(), steps.join(" ")];
+    match replace_by(&words)? {}
+}

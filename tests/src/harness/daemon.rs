@@ -1,0 +1,203 @@
+//! The daemon under test.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use super::{events::Events, wait_for, write};
+use crate::bundle;
+
+/// Where the daemon finds its bundle.
+pub const BUNDLE: &str = "/etc/enforcer/bundle.yaml";
+/// What the daemon says.
+pub const LOG: &str = "/tmp/enforcer.log";
+const EVENT_LOG: &str = "/tmp/enforcer-events.jsonl";
+/// Ending takes no longer than this.
+const STOP: Duration = Duration::from_secs(20);
+
+/// A bundle's text without its head.
+pub type Bundle = bundle::Parts;
+
+/// A running daemon, stopped when dropped.
+pub struct Daemon {
+    child: Child,
+    /// What it has told.
+    pub events: Events,
+    /// The version of the bundle last written.
+    version: u64,
+    in_force: String,
+}
+
+impl Daemon {
+    /// Starts it on this bundle, and waits until it enforces.
+    pub fn start(bundle: &Bundle) -> Result<Self> {
+        let (version, head) = bundle::head();
+        let text = bundle.text();
+        write(BUNDLE, &format!("{head}{text}"))?;
+        fs::create_dir_all("/run/enforcer")?;
+        let log = File::options().create(true).append(true).open(LOG)?;
+        let mut child = Command::new("enforcer")
+            .args(["run", "--bundle", BUNDLE, "--event-log", EVENT_LOG])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .context("cannot start the daemon")?;
+        let events = Events::follow(child.stdout.take().context("no standard output")?);
+        let mut daemon = Self {
+            child,
+            events,
+            version,
+            in_force: text,
+        };
+        let output = enforcer(&["status", "--wait", "60s"])?;
+        if !output.status.success() || !daemon.is_alive() {
+            bail!(
+                "the daemon does not enforce: status ended with {} and said {}{}; its log ends with\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                log_tail()
+            );
+        }
+        Ok(daemon)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it is still there.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Whether this is the bundle last written.
+    pub fn has(&self, bundle: &Bundle) -> bool {
+        self.in_force == bundle.text()
+    }
+
+    /// Replaces its bundle, and waits until the new one is in force.
+    pub fn swap(&mut self, bundle: &Bundle) -> Result<()> {
+        let (version, head) = bundle::head();
+        let text = bundle.text();
+        replace(&format!("{head}{text}"))?;
+        self.version = version;
+        self.in_force = text;
+        wait_for(&format!("bundle {version} to be in force"), || {
+            (version_in_force().ok()? == version).then_some(())
+        })
+        .with_context(log_tail)
+    }
+
+    /// Writes this as the bundle, whatever it is, and tells the daemon to read it.
+    pub fn give(&mut self, text: &str) -> Result<()> {
+        replace(text)?;
+        self.in_force.clear();
+        signal::kill(self.nix_pid(), Signal::SIGHUP)?;
+        Ok(())
+    }
+
+    fn nix_pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Stops it, and fails unless it ends well.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            bail!("the daemon had ended by itself, with {status}; its log ends with\n{}", log_tail());
+        }
+        signal::kill(self.nix_pid(), Signal::SIGTERM)?;
+        let end = Instant::now() + STOP;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(
+                    status.success() && status.signal().is_none(),
+                    "the daemon ended with {status} after SIGTERM; its log ends with\n{}",
+                    log_tail()
+                );
+                return Ok(());
+            }
+            if Instant::now() > end {
+                self.child.kill()?;
+                self.child.wait()?;
+                bail!("the daemon goes on {} s after SIGTERM", STOP.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.is_alive()
+            && let Err(error) = self.end()
+        {
+            eprintln!("enforcer-tests: {error:#}");
+        }
+    }
+}
+
+/// In one step, as everybody should.
+fn replace(text: &str) -> Result<()> {
+    let new = format!("{BUNDLE}.new");
+    write(&new, text)?;
+    fs::rename(&new, BUNDLE).context("cannot replace the bundle")
+}
+
+/// Runs the program with these words.
+pub fn enforcer(words: &[&str]) -> Result<Output> {
+    Command::new("enforcer")
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run enforcer {}", words.join(" ")))
+}
+
+/// Runs it and reads what it says, as JSON.
+pub fn enforcer_json(words: &[&str]) -> Result<Value> {
+    let output = enforcer(words)?;
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        format!(
+            "`enforcer {}` ended with {} and said {:?} and {:?}",
+            words.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )
+    })
+}
+
+/// What `status` says.
+pub fn status() -> Result<Value> {
+    enforcer_json(&["status", "-o", "json"])
+}
+
+/// The version of the bundle in force.
+pub fn version_in_force() -> Result<u64> {
+    status()?["bundle"]["version"]
+        .as_u64()
+        .context("status names no bundle version")
+}
+
+/// The end of what the daemon said.
+pub fn log_tail() -> String {
+    let log = fs::read_to_string(LOG).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}

@@ -1,0 +1,78 @@
+//! Integration tests against a running kernel and daemon, and the demonstration.
+//!
+//! Runs as root in a guest of its own: it mounts, adds users' processes and devices, and sets the clock.
+//! One program plays every part: the runner, the peer outside, and, under other names, the actors.
+
+use std::{env, path::Path, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+mod actor;
+mod bpf;
+mod bundle;
+mod cases;
+mod demo;
+mod harness;
+mod load;
+mod peer;
+
+/// Integration tests of the enforcer, and its demonstration.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the cases, one after the other
+    Guest {
+        /// Only the cases with this in their names
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
+    },
+    /// Tell the story
+    Demo,
+    /// Measure with many credentials and entitlements
+    Load {
+        /// How many credentials, and how many entitlements
+        #[arg(long, default_value_t = 10_000)]
+        size: usize,
+        /// How often each measured operation is done
+        #[arg(long, default_value_t = 2_000)]
+        operations: usize,
+    },
+    /// Do steps as a process of its own; `actor/mod.rs` lists them
+    Act {
+        /// The steps
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        steps: Vec<String>,
+    },
+    /// Be the world outside
+    #[command(hide = true)]
+    Peer,
+}
+
+fn main() -> ExitCode {
+    let mut words = env::args();
+    let name = words.next().unwrap_or_default();
+    // A copy under another name is an actor.
+    if Path::new(&name).file_name() != Some("enforcer-tests".as_ref()) {
+        return actor::main(words.collect());
+    }
+    let result = match Cli::parse().command {
+        Command::Act { steps } => return actor::main(steps),
+        Command::Guest { filter } => cases::run(&filter),
+        Command::Demo => demo::run(),
+        Command::Load { size, operations } => load::run(size, operations).map(|()| true),
+        Command::Peer => peer::run().map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("enforcer-tests: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

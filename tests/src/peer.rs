@@ -1,0 +1,142 @@
+//! The world outside: a process in a network namespace of its own that counts the bytes that reach it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, BufRead as _, Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsRawFd as _,
+    process::Command,
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{self, CloneFlags};
+
+/// Where holders of most credentials may go.
+pub const ALLOWED: &str = "10.20.0.2:9000";
+/// The same by IPv6.
+pub const ALLOWED6: &str = "[fd20::2]:9000";
+/// Where no holder may go.
+pub const FORBIDDEN: &str = "10.20.0.66:9000";
+/// The same by IPv6.
+pub const FORBIDDEN6: &str = "[fd20::66]:9000";
+/// In the bundle's baseline.
+pub const BASELINE: &str = "10.20.0.53:9000";
+/// Hands out secrets, as a cloud's metadata service does.
+pub const ENDPOINT: &str = "10.20.0.80:80";
+
+const LISTENED: [&str; 6] = [ALLOWED, ALLOWED6, FORBIDDEN, FORBIDDEN6, BASELINE, ENDPOINT];
+
+/// Client and server, without cookies, on all listeners.
+pub const FAST_OPEN: &str = "1543";
+
+/// Bytes by protocol and address, as in `tcp 10.20.0.2:9000`.
+type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
+
+/// Runs as the peer: says `ready`, gets the interface's name, says `up`, and answers each further line
+/// with the counts so far.
+pub fn run() -> Result<()> {
+    sched::unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+    say("ready")?;
+    let mut lines = io::stdin().lock().lines();
+    let interface = lines.next().context("got no interface")??;
+    set_up(interface.trim())?;
+    let counts = Counts::default();
+    for address in LISTENED {
+        listen(address.parse()?, &counts)?;
+    }
+    say("up")?;
+    for line in lines {
+        line?;
+        let counts = counts.lock().map_err(|_| anyhow::anyhow!("a counter panicked"))?;
+        say(&serde_json::to_string(&*counts)?)?;
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Runs `ip` with these words.
+pub fn ip(words: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(words.split(' '))
+        .output()
+        .context("cannot run ip")?;
+    ensure!(
+        output.status.success(),
+        "`ip {words}` failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
+
+fn set_up(interface: &str) -> Result<()> {
+    // Without this an IPv6 address is good only after a second.
+    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0")
+        .context("cannot switch off address detection")?;
+    fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN)
+        .context("cannot switch on TCP fast open")?;
+    ip("link set lo up")?;
+    ip(&format!("link set {interface} up"))?;
+    for address in LISTENED {
+        let address: SocketAddr = address.parse()?;
+        let prefix = if address.is_ipv4() { 24 } else { 64 };
+        ip(&format!("addr add {}/{prefix} dev {interface}", address.ip()))?;
+    }
+    Ok(())
+}
+
+fn listen(address: SocketAddr, counts: &Counts) -> Result<()> {
+    let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let queue: libc::c_int = 16;
+    // SAFETY: the option's value is an integer, and its size is given.
+    let set = unsafe {
+        libc::setsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_FASTOPEN,
+            (&raw const queue).cast(),
+            size_of_val(&queue) as libc::socklen_t,
+        )
+    };
+    ensure!(set == 0, "no TCP fast open: {}", io::Error::last_os_error());
+    let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
+    let (tcp_counts, udp_counts) = (Arc::clone(counts), Arc::clone(counts));
+    thread::spawn(move || {
+        for mut stream in tcp.incoming().flatten() {
+            let counts = Arc::clone(&tcp_counts);
+            thread::spawn(move || {
+                let mut buffer = [0; 1024];
+                while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+                    add(&counts, &format!("tcp {address}"), bytes);
+                }
+            });
+        }
+    });
+    thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok((bytes, _)) = udp.recv_from(&mut buffer) {
+            add(&udp_counts, &format!("udp {address}"), bytes);
+        }
+    });
+    Ok(())
+}
+
+fn add(counts: &Counts, key: &str, bytes: usize) {
+    if let Ok(mut counts) = counts.lock() {
+        *counts.entry(key.to_owned()).or_default() += bytes as u64;
+    }
+}
+
+/// Says an IPv4-mapped address as what it is.
+pub fn plain(address: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = address.ip().to_canonical();
+    SocketAddr::new(ip, address.port())
+}
