@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo::rerun-if-env-changed=ENFORCER_EBPF_DIR");
     let directory = std::env::var_os("ENFORCER_EBPF_DIR").map_or_else(
-        || {
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("../target/ebpf/bpfel-unknown-none/release")
-        },
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/bpfel-unknown-none/release"),
         PathBuf::from,
     );
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from);

@@ -4,7 +4,7 @@
 //! - loops have constant bounds;
 //! - 512 bytes of stack must do for all frames, so the steps are functions that hand on one word;
 //! - a constant that is compared later keeps paths apart that could be walked as one. What is known so far
-//!   is therefore one number ([`Rank`]), and starts from [`Bundle::zero`], which is 0 but which the
+//!   is therefore one number (`Rank`), and starts from [`Bundle::zero`], which is 0 but which the
 //!   verifier does not know: a hundred thousand instructions instead of millions.
 
 use crate::address::{Address, Destination};
@@ -31,8 +31,7 @@ fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mu
         mask = opaque(mask + 1);
         // Read anew: else what one round learns of the bits would keep the next ones apart.
         if reload(&bundle.masks) & (1 << current) != 0
-            && let Some(subject) =
-                tables.subject(&SubjectKey::of(
+            && let Some(subject) = tables.subject(&SubjectKey::of(
                 task,
                 reload(&bundle.generation),
                 current as u64 + reload(&bundle.zero),
@@ -86,10 +85,7 @@ impl Rank {
     #[inline(always)]
     fn new(rank: u64, mode: u8, action: u8, entitlement: EntitlementId) -> Self {
         Self(
-            rank << 56
-                | (mode as u64 ^ 1) << 40
-                | (action as u64 ^ 1) << 32
-                | entitlement.0 as u64,
+            rank << 56 | (mode as u64 ^ 1) << 40 | (action as u64 ^ 1) << 32 | entitlement.0 as u64,
         )
     }
 
@@ -206,7 +202,8 @@ pub fn reach<T: Tables>(
             .in_slot(key.slot);
         let found = Rank(found.0 | !governed);
         let permitted = all_ones(less(found.rank(), Rank::PERMITTED + 1));
-        seen |= (u64::from(credential.0) | u64::from(flags & Credential::EXCLUSIVE) << 32 & !permitted)
+        seen |= (u64::from(credential.0)
+            | u64::from(flags & Credential::EXCLUSIVE) << 32 & !permitted)
             & governed;
         best = best.or(found);
         denied = denied.or(Rank(found.0 | permitted));
@@ -215,14 +212,18 @@ pub fn reach<T: Tables>(
     if tables.held(&key).is_some() {
         // More was read than can be tracked.
         seen = u64::MAX;
-        denied = denied
-            .or(Rank::bare(bundle, Rank::denied(Reason::TooManyHeld)).in_slot(Rank::NO_SLOT));
+        denied =
+            denied.or(Rank::bare(bundle, Rank::denied(Reason::TooManyHeld)).in_slot(Rank::NO_SLOT));
     }
     if seen == 0 {
         return Verdict::PASS;
     }
     let mut answer = best;
-    if tables.baseline(bundle.baseline, &destination.address, destination.transport()) {
+    if tables.baseline(
+        bundle.baseline,
+        &destination.address,
+        destination.transport(),
+    ) {
         answer = Rank::bare(bundle, Rank::PERMITTED).in_slot(Rank::NO_SLOT);
     } else if seen >> 32 != 0 {
         answer = denied;
@@ -263,8 +264,8 @@ fn info<T: Tables>(tables: &T, bundle: &Bundle, credential: CredentialId) -> Opt
 /// has entitlements and the cgroup is known; it has none; the cgroup is not known.
 #[inline(always)]
 fn unmatched(bundle: &Bundle, task: &Task, info: Credential) -> Rank {
-    let entitled = u64::from(info.flags / Credential::ENTITLED & 1);
-    let unclassified = u64::from(reload(&task.classified) & 1 ^ 1);
+    let entitled = u64::from((info.flags / Credential::ENTITLED) & 1);
+    let unclassified = u64::from((reload(&task.classified) & 1) ^ 1);
     Rank::bare(
         bundle,
         Rank::denied(Reason::WrongWorkload) + (entitled ^ 1) + 2 * (entitled & unclassified),
@@ -294,14 +295,19 @@ fn search<T: Tables>(
         mask = opaque(mask + 1);
         let matched = GrantKey::new(SubjectId((subject >> 32) as u32), credential);
         let to = reload(destination);
-        best = best.or(Rank(tables.weigh(matched, now, &to.address, to.transport())));
+        best = best.or(Rank(tables.weigh(
+            matched,
+            now,
+            &to.address,
+            to.transport(),
+        )));
         let near = GrantKey::new(SubjectId(subject as u32), credential);
         best = best.or(Rank(tables.near(near)));
     }
     best
 }
 
-/// What it says that another executable would have the grants behind `key`, as a [`Rank`]; all bits set if
+/// What it says that another executable would have the grants behind `key`, as a rank; all bits set if
 /// there are none.
 #[inline(always)]
 pub fn near<T: Tables + ?Sized>(tables: &T, key: GrantKey) -> u64 {
@@ -325,7 +331,7 @@ fn elsewhere(address: &Address) -> Reason {
     }
 }
 
-/// The best of what the grants behind `key` say to a destination, as a [`Rank`]: without a branch, so every slot is
+/// The best of what the grants behind `key` say to a destination, as a rank: without a branch, so every slot is
 /// weighed, and unused ones count for nothing. All bits set if there are none.
 /// Without a `transport`, as for a read, nothing need be covered.
 #[inline(always)]

@@ -487,4 +487,3 @@ sizes! {
     WatchNode = 4,
     PortSetId = 4,
 }
-

@@ -98,7 +98,12 @@ impl Pattern {
     /// many as a prefix has) and its last bytes
     /// (right-aligned; what stands before a shorter name does not matter).
     #[inline(always)]
-    pub fn matches(&self, len: u32, first: &[u64; NAME_BYTES / 8], last: &[u64; SUFFIX_BYTES / 8]) -> bool {
+    pub fn matches(
+        &self,
+        len: u32,
+        first: &[u64; NAME_BYTES / 8],
+        last: &[u64; SUFFIX_BYTES / 8],
+    ) -> bool {
         len >= self.min_len
             && (first[0] ^ self.prefix[0]) & self.prefix_mask[0] == 0
             && (first[1] ^ self.prefix[1]) & self.prefix_mask[1] == 0

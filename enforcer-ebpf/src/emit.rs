@@ -146,11 +146,7 @@ pub fn notice(kind: NoticeKind, cgroup: CgroupId, directory: InodeKey, file: Ino
         (*record).reserved = 0;
         (*record).name = [0; 256];
         if name != 0 {
-            bpf_probe_read_kernel_str(
-                (&raw mut (*record).name).cast(),
-                256,
-                name as *const _,
-            );
+            bpf_probe_read_kernel_str((&raw mut (*record).name).cast(), 256, name as *const _);
         }
     }
     entry.submit(0);

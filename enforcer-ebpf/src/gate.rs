@@ -91,7 +91,15 @@ pub unsafe fn reach(
             Named::Before => taken::REFUSED,
             _ => respond::act(verdict),
         };
-        emit::use_of(now, &task, Object::Destination(destination), verdict, gate, taken, true);
+        emit::use_of(
+            now,
+            &task,
+            Object::Destination(destination),
+            verdict,
+            gate,
+            taken,
+            true,
+        );
     }
     verdict.refuses()
 }
@@ -105,7 +113,15 @@ pub fn reach_as(task: &Task, destination: &Destination, gate: Gate) -> bool {
     if !verdict.refuses() {
         return false;
     }
-    emit::use_of(now, task, Object::Destination(destination), verdict, gate, taken::REFUSED, false);
+    emit::use_of(
+        now,
+        task,
+        Object::Destination(destination),
+        verdict,
+        gate,
+        taken::REFUSED,
+        false,
+    );
     true
 }
 

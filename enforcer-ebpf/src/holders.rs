@@ -28,13 +28,12 @@ pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> bool 
 pub fn add(holder: Holder, credential: CredentialId) -> bool {
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
-        let key = HolderKey {
-            holder,
-            slot,
-        };
+        let key = HolderKey { holder, slot };
         // The last slot only marks that there were more.
         if slot == HELD_PER_HOLDER || HOLDERS.get_ptr(&key).is_none() {
-            let inserted = HOLDERS.insert(&key, &credential, BPF_NOEXIST as u64).is_ok();
+            let inserted = HOLDERS
+                .insert(&key, &credential, BPF_NOEXIST as u64)
+                .is_ok();
             if inserted {
                 return true;
             }
@@ -56,10 +55,7 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
     let mut complete = true;
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
-        let key = HolderKey {
-            holder: from,
-            slot,
-        };
+        let key = HolderKey { holder: from, slot };
         let Some(held) = HOLDERS.get_ptr(&key) else {
             break;
         };
@@ -75,10 +71,7 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
 pub fn forget(holder: Holder) {
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
-        let key = HolderKey {
-            holder,
-            slot,
-        };
+        let key = HolderKey { holder, slot };
         if HOLDERS.remove(&key).is_err() {
             break;
         }
@@ -89,12 +82,7 @@ pub fn forget(holder: Holder) {
 /// Whether a holder holds anything.
 #[inline(always)]
 pub fn holds(holder: Holder) -> bool {
-    HOLDERS
-        .get_ptr(&HolderKey {
-            holder,
-            slot: 0,
-        })
-        .is_some()
+    HOLDERS.get_ptr(&HolderKey { holder, slot: 0 }).is_some()
 }
 
 /// Remembers that a process outside any instance could not be recorded as a holder.

@@ -3,6 +3,10 @@
 //! Invariant: a hook gathers facts, asks [`enforcer_common::decide`], emits, and turns the verdict into a
 //! number in one place ([`respond`]). Nothing in this crate decides.
 #![no_std]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied, and 512 bytes of stack must do"
+)]
 
 pub mod capture;
 pub mod emit;

@@ -10,8 +10,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    emit,
-    holders,
+    emit, holders,
     kernel::{self, read},
     maps::{CGROUP_NAMES, CGROUPS},
     offset, task,
@@ -78,11 +77,12 @@ pub fn attached(destination: u64, thread: u64) {
     }
 }
 
-/// A cgroup was created: it means what its parent means, unless the bundle names it.
+/// A cgroup was created: it means what its parent means, unless the bundle names it. `false` if the table is
+/// full: then the cgroup is in no instance and matches nothing.
 #[inline(always)]
-pub fn created(cgroup: u64, path: u64) {
+pub fn created(cgroup: u64, path: u64) -> bool {
     if !is_v2(cgroup) {
-        return;
+        return true;
     }
     let own = id(cgroup);
     let parent = parent(cgroup);
@@ -115,7 +115,7 @@ pub fn created(cgroup: u64, path: u64) {
     if let Some(identity) = named {
         record.identity = identity;
     }
-    let _ = CGROUPS.insert(&own, &record, 0);
+    let recorded = CGROUPS.insert(&own, &record, 0).is_ok();
     emit::notice(
         NoticeKind::CgroupCreated,
         own,
@@ -123,6 +123,7 @@ pub fn created(cgroup: u64, path: u64) {
         InodeKey::default(),
         path,
     );
+    recorded
 }
 
 /// A cgroup was removed: it had no tasks left, so what its instance held ends.
@@ -146,10 +147,7 @@ pub fn removed(cgroup: u64, path: u64) {
 /// The process of the thread at a kernel address.
 #[inline(always)]
 fn process(thread: u64) -> Holder {
-    Holder::process(
-        Tgid(read(thread + offset!(task_tgid))),
-        task::start(thread),
-    )
+    Holder::process(Tgid(read(thread + offset!(task_tgid))), task::start(thread))
 }
 
 /// What the bundle says about a cgroup of this path or unit name.
@@ -214,7 +212,7 @@ fn full_length(name: u64) -> u64 {
             )
         };
         if read <= FIRST as i64 {
-            return len + (read - 1) as u64 & 0xff;
+            return (len + (read - 1) as u64) & 0xff;
         }
         len = opaque(len + FIRST as u64);
     }

@@ -2,16 +2,22 @@
 //!
 //! Above each hook stands the kernel's prototype.
 #![no_std]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key passed by value is copied, and 512 bytes of stack must do"
+)]
 #![no_main]
-#![allow(missing_docs, reason = "the program macros make public functions without the docs of ours")]
+#![allow(
+    missing_docs,
+    reason = "the program macros make public functions without the docs of ours"
+)]
 
 use aya_ebpf::{
     bindings::bpf_sock,
     macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr, lsm, sock_ops},
-    programs::{
-        BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockOpsContext,
-    },
+    programs::{BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockOpsContext},
 };
+use aya_log_ebpf::warn;
 use enforcer_common::{
     address::{Address, Destination, Protocol},
     event::Gate,
@@ -70,11 +76,7 @@ fn try_file_open(file: *const u8) -> bool {
     if credential.0 == 0 || mode & READABLE == 0 {
         return false;
     }
-    gate::read(
-        credential,
-        Object::File(&key),
-        Gate::FileOpen,
-    )
+    gate::read(credential, Object::File(&key), Gate::FileOpen)
 }
 
 /// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`: whoever contacts an
@@ -362,10 +364,13 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 /// `cgroup_mkdir(struct cgroup *cgrp, const char *path)`
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    lifecycle::created(
+    let recorded = lifecycle::created(
         ctx.arg::<*const u8>(0) as u64,
         ctx.arg::<*const u8>(1) as u64,
     );
+    if !recorded {
+        warn!(&ctx, "the table of cgroups is full: a new cgroup matches no workload");
+    }
     0
 }
 

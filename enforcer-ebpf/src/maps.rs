@@ -12,8 +12,7 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey,
-        Grants, HolderKey, SocketRecord, Subject, SubjectKey, Versioned,
-        Watch,
+        Grants, HolderKey, SocketRecord, Subject, SubjectKey, Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };

@@ -17,8 +17,7 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    gate,
-    socket,
+    gate, socket,
     tables::KernelTables,
     task,
 };

@@ -1,10 +1,18 @@
 //! The decision alone, run by `BPF_PROG_TEST_RUN` on facts in a packet: for comparing kernel and host.
 #![no_std]
 #![no_main]
-#![allow(missing_docs, reason = "the program macros make public functions without the docs of ours")]
+#![allow(
+    missing_docs,
+    reason = "the program macros make public functions without the docs of ours"
+)]
 
-use aya_ebpf::{bindings::__sk_buff, helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes}, macros::classifier, programs::TcContext};
 use aya_ebpf::EbpfContext;
+use aya_ebpf::{
+    bindings::__sk_buff,
+    helpers::generated::{bpf_skb_load_bytes, bpf_skb_store_bytes},
+    macros::classifier,
+    programs::TcContext,
+};
 use enforcer_common::{
     decide,
     replay::{CASE_OFFSET, Case, VERDICT_OFFSET},

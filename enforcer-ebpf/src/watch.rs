@@ -105,10 +105,9 @@ impl Arrival {
     #[inline(always)]
     fn reach(&mut self, node: WatchNode) {
         // SAFETY: copied at once.
-        if self.credential.0 == 0
-            && let Some(node) = unsafe { NODES.get(&node) }
-        {
-            self.credential = node.credential;
+        let known = unsafe { NODES.get(&node) }.copied();
+        if self.credential.0 == 0 {
+            self.credential = known.unwrap_or_default().credential;
         }
         // A pattern with two `**` can lead to one node in two ways.
         let mut index = 0;

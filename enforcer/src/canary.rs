@@ -23,6 +23,11 @@ pub const READ: &str = "enforcer-canary-read";
 /// Credential that the daemon's executable may read and take nowhere.
 pub const SEND: &str = "enforcer-canary-send";
 
+/// Whether a credential is a canary's: what is done to it is no use to report.
+pub fn is_canary(credential: &str) -> bool {
+    credential == READ || credential == SEND
+}
+
 /// The discard port: nothing listens, nothing is sent.
 const NOWHERE: &str = "127.0.0.1:9";
 /// A child that takes longer is stuck.
@@ -112,7 +117,11 @@ impl Canaries {
     }
 
     /// Protects the files.
-    pub fn protect(&self, ebpf: &mut Ebpf, policy: &Policy) -> Result<(), crate::kernel::maps::Error> {
+    pub fn protect(
+        &self,
+        ebpf: &mut Ebpf,
+        policy: &Policy,
+    ) -> Result<(), crate::kernel::maps::Error> {
         for (id, info) in &policy.credential_info {
             let keys = match info.id.as_str() {
                 READ => &self.keys[0],

@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and how the answer looks.
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,7 +30,11 @@ enum Command {
     /// Runs the daemon in the foreground: events on standard output, its own log on standard error
     Run {
         /// The bundle: a YAML file, or a directory of them; read again when it changes and on SIGHUP
-        #[arg(long, env = "ENFORCER_BUNDLE", default_value = "/etc/enforcer/bundle.yaml")]
+        #[arg(
+            long,
+            env = "ENFORCER_BUNDLE",
+            default_value = "/etc/enforcer/bundle.yaml"
+        )]
         bundle: PathBuf,
         /// Also write the events to this file (created with mode 0600)
         #[arg(long, env = "ENFORCER_EVENT_LOG", value_name = "FILE")]
@@ -163,6 +168,7 @@ impl Cli {
 fn start(settings: Settings) -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("ENFORCER_LOG")
                 .unwrap_or_else(|_| "info".into()),
@@ -299,7 +305,9 @@ fn uid(user: &str) -> Result<u32, String> {
     let users = enforcer::node::users::users();
     match users.get(user) {
         Some(uid) => Ok(uid.0),
-        None => Err(format!("no user `{user}` in /etc/passwd; give the id instead")),
+        None => Err(format!(
+            "no user `{user}` in /etc/passwd; give the id instead"
+        )),
     }
 }
 

@@ -77,7 +77,9 @@ pub fn ask(socket: &Path, request: &Request) -> io::Result<Value> {
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(named)?;
     let mut answer = String::new();
-    BufReader::new(stream).read_line(&mut answer).map_err(named)?;
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .map_err(named)?;
     Ok(serde_json::from_str(&answer)?)
 }
 
@@ -123,9 +125,9 @@ pub fn question(
     Ok(Question {
         task,
         credential: ask.credential.clone(),
-        destination: ask.destination.map(|to| {
-            Destination::new(crate::engine::address(to.ip()), to.port(), protocol)
-        }),
+        destination: ask
+            .destination
+            .map(|to| Destination::new(crate::engine::address(to.ip()), to.port(), protocol)),
     })
 }
 

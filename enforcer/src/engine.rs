@@ -120,7 +120,10 @@ impl Engine {
 
     /// The executables the bundle in force selects by.
     pub fn executables(&self) -> Vec<PathBuf> {
-        let selected = self.in_force.iter().flat_map(|it| executables::selected(&it.bundle));
+        let selected = self
+            .in_force
+            .iter()
+            .flat_map(|it| executables::selected(&it.bundle));
         selected.map(|(path, _)| path).collect()
     }
 
@@ -147,7 +150,10 @@ impl Engine {
             return;
         };
         if let Err(error) = self.apply(bundle).await {
-            tracing::error!("the tables could not be brought up to date: {}", crate::chain(&error));
+            tracing::error!(
+                "the tables could not be brought up to date: {}",
+                crate::chain(&error)
+            );
         }
     }
 
@@ -159,7 +165,12 @@ impl Engine {
             hosts: self.names.hosts(),
             clock: self.clock.clock(),
         };
-        let policy = compile(&bundle, &facts, &mut self.numbering, &self.canaries.reserved())?;
+        let policy = compile(
+            &bundle,
+            &facts,
+            &mut self.numbering,
+            &self.canaries.reserved(),
+        )?;
         let next = Generation(self.generation.0 + 1);
         let old = self.in_force.take();
         let swapped = self.swap(old.as_ref().map(|it| &it.policy), &policy, next);
@@ -248,10 +259,18 @@ impl Engine {
                     &selector.key(previous),
                 )?;
             }
-            for key in old.endpoints.keys().filter(|key| !new.endpoints.contains_key(key)) {
+            for key in old
+                .endpoints
+                .keys()
+                .filter(|key| !new.endpoints.contains_key(key))
+            {
                 maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
             }
-            for key in old.cgroup_names.keys().filter(|key| !new.cgroup_names.contains_key(key)) {
+            for key in old
+                .cgroup_names
+                .keys()
+                .filter(|key| !new.cgroup_names.contains_key(key))
+            {
                 maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
             }
         }
@@ -377,12 +396,18 @@ impl Engine {
         let Some(in_force) = &self.in_force else {
             return;
         };
+        let credential = in_force.policy.credential_info.get(&record.credential);
+        if credential.is_some_and(|it| canary::is_canary(&it.id)) {
+            return;
+        }
         let hosts: BTreeMap<IpAddr, String> = self
             .names
             .hosts()
             .into_iter()
             .flat_map(|(name, addresses)| {
-                addresses.into_iter().map(move |address| (address, name.clone()))
+                addresses
+                    .into_iter()
+                    .map(move |address| (address, name.clone()))
             })
             .collect();
         let context = Context {
@@ -414,7 +439,10 @@ impl Engine {
             Some(NoticeKind::CgroupRemoved) | None => Ok(()),
         };
         if let Err(error) = result {
-            tracing::error!("a notice of the kernel could not be acted on: {}", crate::chain(&error));
+            tracing::error!(
+                "a notice of the kernel could not be acted on: {}",
+                crate::chain(&error)
+            );
         }
     }
 
@@ -454,9 +482,16 @@ impl Engine {
         if self.in_force.is_none() {
             return;
         }
-        let result = self.canaries.fly().await.map_err(|error| crate::chain(&error));
+        let result = self
+            .canaries
+            .fly()
+            .await
+            .map_err(|error| crate::chain(&error));
         if result != self.proven {
-            self.log.write("state", json!({"state": state(&result, true, false), "reason": result.as_ref().err()}));
+            self.log.write(
+                "state",
+                json!({"state": state(&result, true, false), "reason": result.as_ref().err()}),
+            );
         }
         self.proven = result;
     }
@@ -469,7 +504,8 @@ impl Engine {
         };
         let stepped = self.clock.stepped();
         if stepped {
-            self.log.write("clock-stepped", json!({"direction": "forward"}));
+            self.log
+                .write("clock-stepped", json!({"direction": "forward"}));
         }
         if self.names.refresh(&bundle).await || stepped {
             self.reapply().await;

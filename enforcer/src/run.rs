@@ -51,6 +51,9 @@ pub async fn run(settings: Settings) -> Result<()> {
 
     let (records, mut recorded) = mpsc::channel(RECORDS);
     rings::start(engine.ebpf(), &records)?;
+    if let Err(error) = rings::start_diagnostics(engine.ebpf()) {
+        tracing::warn!(%error, "the programs' diagnostics cannot be read");
+    }
     let listener = listen(&settings.socket)?;
     let (asking, mut asked) = mpsc::channel::<Asked>(16);
     tokio::spawn(serve(listener, asking));
@@ -137,7 +140,9 @@ impl Watched {
             if event.kind.is_access() {
                 return;
             }
-            let Ok(mut interest) = shared.lock() else { return };
+            let Ok(mut interest) = shared.lock() else {
+                return;
+            };
             let matching: Vec<PathBuf> = event
                 .paths
                 .into_iter()

@@ -21,13 +21,19 @@ pub fn head() -> (u64, String) {
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
     /// Before the lists: `defaults`, `trusted`, `baseline`.
-    pub front: String,
+    front: String,
     credentials: String,
     workloads: String,
     entitlements: String,
 }
 
 impl Parts {
+    /// With this instead of what stood before the lists.
+    pub fn front(mut self, text: impl Into<String>) -> Self {
+        self.front = text.into();
+        self
+    }
+
     /// A file under an id.
     pub fn file(self, id: &str, path: &str) -> Self {
         self.credential(&format!("id: {id}, sources: [{{file: \"{path}\"}}]"))
@@ -41,7 +47,10 @@ impl Parts {
 
     /// A workload.
     pub fn workload(mut self, id: &str, selectors: &str) -> Self {
-        item(&mut self.workloads, &format!("id: {id}, match: {{{selectors}}}"));
+        item(
+            &mut self.workloads,
+            &format!("id: {id}, match: {{{selectors}}}"),
+        );
         self
     }
 

@@ -50,7 +50,9 @@ pub fn run() -> Result<()> {
     say("up")?;
     for line in lines {
         line?;
-        let counts = counts.lock().map_err(|_| anyhow::anyhow!("a counter panicked"))?;
+        let counts = counts
+            .lock()
+            .map_err(|_| anyhow::anyhow!("a counter panicked"))?;
         say(&serde_json::to_string(&*counts)?)?;
     }
     Ok(())
@@ -79,8 +81,11 @@ pub fn ip(words: &str) -> Result<()> {
 
 fn set_up(interface: &str) -> Result<()> {
     // Without this an IPv6 address is good only after a second.
-    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"), "0")
-        .context("cannot switch off address detection")?;
+    fs::write(
+        format!("/proc/sys/net/ipv6/conf/{interface}/accept_dad"),
+        "0",
+    )
+    .context("cannot switch off address detection")?;
     fs::write("/proc/sys/net/ipv4/tcp_fastopen", FAST_OPEN)
         .context("cannot switch on TCP fast open")?;
     ip("link set lo up")?;
@@ -88,7 +93,10 @@ fn set_up(interface: &str) -> Result<()> {
     for address in LISTENED {
         let address: SocketAddr = address.parse()?;
         let prefix = if address.is_ipv4() { 24 } else { 64 };
-        ip(&format!("addr add {}/{prefix} dev {interface}", address.ip()))?;
+        ip(&format!(
+            "addr add {}/{prefix} dev {interface}",
+            address.ip()
+        ))?;
     }
     Ok(())
 }

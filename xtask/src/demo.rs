@@ -1,22 +1,54 @@
 //! The demonstration: builds, boots, and lets the guest tell the story.
 
-use std::{io, process::ExitCode};
+use std::{
+    fs,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Mutex,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use crate::{programs, setup, vm};
+use crate::{picture, programs, setup, vm};
 
 /// `cargo xtask demo`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     guest: vm::Options,
+    /// Also draw what was printed, as SVG, into this file
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
 }
 
 /// Runs the demonstration; its status is the story's.
 pub fn run(args: &Args) -> Result<ExitCode> {
     setup::run()?;
     programs::run()?;
-    let outcome = vm::run(&args.guest, "enforcer-tests demo", io::stdout());
+    let story = Mutex::new(Vec::new());
+    let outcome = vm::run(&args.guest, "enforcer-tests demo", Tee(&story));
+    if let Some(path) = &args.picture {
+        let story = story.into_inner().unwrap_or_default();
+        fs::write(path, picture::of(&String::from_utf8_lossy(&story)))
+            .with_context(|| format!("cannot write the picture {}", path.display()))?;
+    }
     Ok(ExitCode::from(vm::status(outcome)))
+}
+
+/// Standard output, and a copy.
+struct Tee<'a>(&'a Mutex<Vec<u8>>);
+
+impl Write for Tee<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = io::stdout().write(bytes)?;
+        if let Ok(mut copy) = self.0.lock() {
+            copy.extend_from_slice(&bytes[..count]);
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
 }

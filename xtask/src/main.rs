@@ -8,6 +8,7 @@ mod initramfs;
 mod kernels;
 mod modules;
 mod paths;
+mod picture;
 mod programs;
 mod setup;
 mod tally;

@@ -46,11 +46,15 @@ impl Tally {
         sum
     }
 
-    /// The last line of the form `N passed, N failed, N skipped` in a guest's output, if there is one.
+    /// The sum of the lines of the form `N passed, N failed, N skipped` in a guest's output: one for each
+    /// program that ran. `None` if there is none.
     pub fn of_guest(log: &str) -> Option<Self> {
         log.lines()
-            .rev()
-            .find_map(|line| Self::parse(line.trim(), ',', "skipped"))
+            .filter_map(|line| Self::parse(line.trim(), ',', "skipped"))
+            .reduce(|mut sum, tally| {
+                sum += tally;
+                sum
+            })
     }
 
     fn parse(text: &str, separator: char, skipped: &str) -> Option<Self> {
@@ -94,10 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_last_count_is_its_result() {
+    fn a_guests_counts_are_summed() {
         let log =
             "1 passed, 0 failed, 0 skipped\ncase x ... ok\n12 passed, 1 failed, 2 skipped\r\n\n";
-        assert_eq!(Tally::of_guest(log), Some(tally(12, 1, 2)));
+        assert_eq!(Tally::of_guest(log), Some(tally(13, 1, 2)));
         assert_eq!(Tally::of_guest("case x ... 1 passed, ok\n"), None);
     }
 

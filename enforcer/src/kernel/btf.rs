@@ -125,7 +125,11 @@ impl<'a> Btf<'a> {
                     members.push((
                         reader.string(strings, reader.u32(member)? as usize)?,
                         reader.u32(member + 4)?,
-                        if bitfields { offset & 0xff_ffff } else { offset },
+                        if bitfields {
+                            offset & 0xff_ffff
+                        } else {
+                            offset
+                        },
                     ));
                 }
                 let name = reader.string(strings, name)?;
@@ -248,7 +252,17 @@ mod tests {
             vec![name("int"), kind(1, 0), 4, 32],
             vec![0, kind(STRUCT, 2), 8, name("c"), 1, 0, name("d"), 1, 32],
             vec![0, kind(UNION, 2), 8, name("b"), 1, 0, 0, 2, 0],
-            vec![name("outer"), kind(STRUCT, 2), 12, name("a"), 1, 0, 0, 3, 32],
+            vec![
+                name("outer"),
+                kind(STRUCT, 2),
+                12,
+                name("a"),
+                1,
+                0,
+                0,
+                3,
+                32,
+            ],
         ]
         .concat();
         let type_bytes = types.len() as u32 * 4;
@@ -285,7 +299,9 @@ mod tests {
     fn what_is_missing_is_named() {
         let data = sample();
         let btf = Btf::parse(&data).expect("the sample parses");
-        let error = btf.offset("outer", &["x", "y"]).expect_err("no such member");
+        let error = btf
+            .offset("outer", &["x", "y"])
+            .expect_err("no such member");
         assert_eq!(
             error.to_string(),
             "this kernel's `struct outer` has no member `x` or `y`, which the programs read"

@@ -58,7 +58,9 @@ pub enum Error {
     #[error("the eBPF object has no program `{0}`; it and this daemon were not built together")]
     Missing(String),
     /// A program was refused.
-    #[error("the kernel refused program `{program}` ({step}); `enforcer probe` tells what it lacks")]
+    #[error(
+        "the kernel refused program `{program}` ({step}); `enforcer probe` tells what it lacks"
+    )]
     Program {
         /// The program.
         program: String,

@@ -147,9 +147,7 @@ impl Maps<'_> {
     pub fn sum(&mut self, table: &'static str, index: u32) -> Result<u64, Error> {
         let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
         let array: PerCpuArray<_, u64> = map.try_into().map_err(failed("open", table))?;
-        let values = array
-            .get(&index, 0)
-            .map_err(failed("read", table))?;
+        let values = array.get(&index, 0).map_err(failed("read", table))?;
         Ok(values.iter().sum())
     }
 }

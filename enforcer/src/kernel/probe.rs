@@ -25,7 +25,8 @@ pub fn probe() -> Vec<Capability> {
     let mut found = vec![
         check(
             "btf",
-            btf::offsets().map(|_| "every struct member that the programs read is known".to_owned()),
+            btf::offsets()
+                .map(|_| "every struct member that the programs read is known".to_owned()),
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
         ),
         check(
@@ -49,7 +50,10 @@ fn lsm_list() -> Result<String, std::io::Error> {
     if list.split(',').any(|name| name.trim() == "bpf") {
         Ok(list.trim().to_owned())
     } else {
-        Err(std::io::Error::other(format!("the list is {}", list.trim())))
+        Err(std::io::Error::other(format!(
+            "the list is {}",
+            list.trim()
+        )))
     }
 }
 
@@ -78,7 +82,10 @@ fn programs() -> Vec<Capability> {
     let detail = if verified.is_empty() {
         "every program passed the verifier".to_owned()
     } else {
-        format!("every program passed the verifier; instructions it walked: {}", verified.join(", "))
+        format!(
+            "every program passed the verifier; instructions it walked: {}",
+            verified.join(", ")
+        )
     };
     vec![
         Capability {
@@ -89,7 +96,8 @@ fn programs() -> Vec<Capability> {
         },
         check(
             "programs-attach",
-            load::attach(&mut loaded).map(|()| "LSM hooks, tracepoints and cgroup programs; taken off again".to_owned()),
+            load::attach(&mut loaded)
+                .map(|()| "LSM hooks, tracepoints and cgroup programs; taken off again".to_owned()),
             ATTACH,
         ),
     ]

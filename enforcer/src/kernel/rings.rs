@@ -4,12 +4,28 @@ use std::io;
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
+use aya_log::EbpfLogger;
 use enforcer_common::event::{Notice, Use};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::maps::Error;
+
+/// Passes the programs' own diagnostics on to the daemon's log. Never events.
+pub fn start_diagnostics(ebpf: &mut Ebpf) -> io::Result<()> {
+    let logger = EbpfLogger::init(ebpf).map_err(io::Error::other)?;
+    // SAFETY: the logger owns its ring's descriptor and always names the same one.
+    let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }
+        .map_err(io::Error::from)?;
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+    Ok(())
+}
 
 /// What came out of a ring.
 #[derive(Clone, Copy, Debug)]

@@ -77,16 +77,19 @@ mod tests {
             instance: CgroupId(0),
             slices_only: true,
         };
-        path.split('/')
-            .zip(2..)
-            .fold(root, |parent, (name, id)| child(&parent, name, CgroupId(id)))
+        path.split('/').zip(2..).fold(root, |parent, (name, id)| {
+            child(&parent, name, CgroupId(id))
+        })
     }
 
     #[test]
     fn the_outermost_unit_is_the_instance() {
         let service = down("system.slice/app.service");
         assert_eq!(service.instance, CgroupId(3));
-        assert_eq!(down("system.slice/app.service/sub.scope").instance, CgroupId(3));
+        assert_eq!(
+            down("system.slice/app.service/sub.scope").instance,
+            CgroupId(3)
+        );
         assert_eq!(down("system.slice").instance, CgroupId(0));
     }
 

@@ -45,7 +45,9 @@ impl Files {
 
     /// Every protected file, with its credential.
     pub fn protected(&self) -> impl Iterator<Item = (CredentialId, &Path)> {
-        self.protected.values().map(|(id, path)| (*id, path.as_path()))
+        self.protected
+            .values()
+            .map(|(id, path)| (*id, path.as_path()))
     }
 
     /// Watches the tree's directories and protects what matches in them, from `generation` on. Directories
@@ -194,9 +196,12 @@ fn visit(
         return Ok(());
     };
     scan.watched.insert(key, directory.to_owned());
-    let literal_only = nodes
-        .iter()
-        .all(|node| !policy.watch.patterns.contains_key(&PatternKey { node: *node, slot: 0 }));
+    let literal_only = nodes.iter().all(|node| {
+        !policy.watch.patterns.contains_key(&PatternKey {
+            node: *node,
+            slot: 0,
+        })
+    });
     let names: Vec<std::ffi::OsString> = if literal_only {
         literal_names(&policy.watch, &nodes)
     } else {
@@ -258,7 +263,11 @@ fn watch(
     all.sort_unstable();
     all.dedup();
     let mut value = Watch::default();
-    for (slot, node) in value.nodes.iter_mut().zip(all.into_iter().take(NODES_PER_WATCH)) {
+    for (slot, node) in value
+        .nodes
+        .iter_mut()
+        .zip(all.into_iter().take(NODES_PER_WATCH))
+    {
         *slot = node;
     }
     Maps(ebpf).put("WATCHES", key, value)?;
@@ -267,7 +276,9 @@ fn watch(
 
 /// File systems whose files the kernel makes up: no credential lies there, and they never end.
 fn is_virtual(directory: &Path) -> bool {
-    ["/proc", "/sys"].iter().any(|root| directory == Path::new(root))
+    ["/proc", "/sys"]
+        .iter()
+        .any(|root| directory == Path::new(root))
 }
 
 /// The names of the literal steps from `nodes`.
@@ -284,8 +295,14 @@ fn literal_names(tree: &WatchTree, nodes: &[WatchNode]) -> Vec<std::ffi::OsStrin
                 .range(first..)
                 .take_while(|(key, _)| key.node == *node)
                 .map(|(key, _)| {
-                    let bytes: Vec<u8> = key.name.iter().flat_map(|word| word.to_ne_bytes()).collect();
-                    std::ffi::OsString::from(std::ffi::OsStr::from_bytes(&bytes[..key.len as usize]))
+                    let bytes: Vec<u8> = key
+                        .name
+                        .iter()
+                        .flat_map(|word| word.to_ne_bytes())
+                        .collect();
+                    std::ffi::OsString::from(std::ffi::OsStr::from_bytes(
+                        &bytes[..key.len as usize],
+                    ))
                 }),
         );
     }

@@ -44,14 +44,22 @@ impl Names {
         self.known.retain(|name, _| wanted.contains(name));
         let mut changed = false;
         for name in wanted {
-            if self.known.get(&name).is_some_and(|it| it.due > Instant::now()) {
+            if self
+                .known
+                .get(&name)
+                .is_some_and(|it| it.due > Instant::now())
+            {
                 continue;
             }
             let before = self.known.get(&name).map(|it| it.addresses.clone());
             let (addresses, lifetime) = match self.resolve(&name).await {
                 Ok(found) => found,
                 Err(error) => {
-                    tracing::warn!(name, error, "a destination's name does not resolve; what it last resolved to stays");
+                    tracing::warn!(
+                        name,
+                        error,
+                        "a destination's name does not resolve; what it last resolved to stays"
+                    );
                     (before.clone().unwrap_or_default(), SHORTEST)
                 }
             };
@@ -87,7 +95,9 @@ impl Names {
         let mut addresses: Vec<IpAddr> = found.iter().collect();
         addresses.sort_unstable();
         addresses.dedup();
-        let lifetime = found.valid_until().saturating_duration_since(Instant::now());
+        let lifetime = found
+            .valid_until()
+            .saturating_duration_since(Instant::now());
         Ok((addresses, lifetime))
     }
 }

@@ -28,7 +28,9 @@ pub fn holding<'a>(files: impl Iterator<Item = (CredentialId, &'a Path)>) -> Ope
         if pid as u32 == own {
             continue;
         }
-        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten();
         let opened = descriptors.flatten().filter_map(|descriptor| {
             let metadata = std::fs::metadata(descriptor.path()).ok()?;
             known.get(&(metadata.dev(), metadata.ino()))

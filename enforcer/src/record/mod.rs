@@ -278,6 +278,9 @@ fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
 
 /// NUL-padded bytes from the kernel as text.
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

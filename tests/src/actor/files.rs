@@ -105,7 +105,9 @@ pub fn read_handle(path: &str) -> nix::Result<Done> {
             0,
         )
     })?;
-    let directory = path.rsplit_once('/').map_or("/", |(directory, _)| directory);
+    let directory = path
+        .rsplit_once('/')
+        .map_or("/", |(directory, _)| directory);
     let mount = open(directory)?;
     // SAFETY: the kernel filled the handle in a moment ago.
     let fd = Errno::result(unsafe {

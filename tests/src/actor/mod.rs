@@ -4,7 +4,9 @@
 //! went well, 1 `EPERM`, 2 anything else. A step that makes a process or thread hands it all the steps that
 //! follow, and then takes over its status.
 
-use std::{collections::VecDeque, io::Write as _, net::SocketAddr, os::fd::OwnedFd, process::ExitCode};
+use std::{
+    collections::VecDeque, io::Write as _, net::SocketAddr, os::fd::OwnedFd, process::ExitCode,
+};
 
 use nix::errno::Errno;
 use serde_json::json;

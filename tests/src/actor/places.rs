@@ -18,7 +18,9 @@ pub fn errno(error: &io::Error) -> Errno {
 
 /// Into this cgroup, given by its directory below the cgroup root.
 pub fn join(cgroup: &str) -> nix::Result<Done> {
-    let procs = Path::new("/sys/fs/cgroup").join(cgroup).join("cgroup.procs");
+    let procs = Path::new("/sys/fs/cgroup")
+        .join(cgroup)
+        .join("cgroup.procs");
     fs::write(procs, "0").map_err(|error| errno(&error))?;
     Ok(Done::default())
 }
@@ -36,7 +38,13 @@ pub fn user(id: u64) -> nix::Result<Done> {
 pub fn private_mounts() -> nix::Result<Done> {
     sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let nothing = None::<&str>;
-    mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+    mount::mount(
+        nothing,
+        "/",
+        nothing,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        nothing,
+    )?;
     Ok(Done::default())
 }
 

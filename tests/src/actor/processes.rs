@@ -12,7 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    sched::{self, CloneFlags},
+    sched::CloneFlags,
     sys::wait::{self, WaitStatus},
     unistd::{self, ForkResult, Pid},
 };
@@ -93,16 +93,31 @@ pub fn leaderless(state: State, steps: Vec<String>) -> nix::Result<u8> {
     Err(Errno::ECANCELED)
 }
 
+type Given = (State, Vec<String>);
+
+extern "C" fn cloned(given: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `clone` below gives away a box of this type.
+    let (state, steps) = *unsafe { Box::from_raw(given.cast::<Given>()) };
+    run_and_exit(state, steps)
+}
+
 fn clone(flags: CloneFlags, state: State, steps: Vec<String>) -> nix::Result<u8> {
-    let mut stack = vec![0; STACK_BYTES];
-    let mut given = Some((state, steps));
-    let child = Box::new(move || match given.take() {
-        Some((state, steps)) => run_and_exit(state, steps),
-        None => 2,
-    });
-    // SAFETY: the stack outlives the child, which is waited for below while this thread does nothing else.
-    let child = unsafe { sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD))? };
-    status_of(child)
+    let mut stack = vec![0_u8; STACK_BYTES];
+    let top = stack.as_mut_ptr_range().end;
+    let given: *mut Given = Box::into_raw(Box::new((state, steps)));
+    // SAFETY: the stack, aligned by its size, outlives the child, which is waited for below while this
+    // thread does nothing else; what is given to it is its own. (nix's `clone` would hand it a pointer
+    // to a frame that has gone by then.)
+    let child = Errno::result(unsafe {
+        let top = top.sub(top.addr() % 16);
+        libc::clone(
+            cloned,
+            top.cast(),
+            flags.bits() | libc::SIGCHLD,
+            given.cast(),
+        )
+    })?;
+    status_of(Pid::from_raw(child))
 }
 
 /// A child in our own memory, while we stand still: what `vfork` is.
@@ -125,7 +140,9 @@ fn c_strings<'a>(words: impl IntoIterator<Item = &'a String>) -> nix::Result<Vec
 /// This program's path; not `/proc/self/exe`, since that would be another name to be judged by.
 fn own_path() -> nix::Result<String> {
     let path = env::current_exe().map_err(|error| places::errno(&error))?;
-    path.into_os_string().into_string().map_err(|_| Errno::EINVAL)
+    path.into_os_string()
+        .into_string()
+        .map_err(|_| Errno::EINVAL)
 }
 
 /// The command line that does these steps with this program.
@@ -152,7 +169,9 @@ pub fn spawn(_: State, steps: Vec<String>) -> nix::Result<u8> {
         .args(&line[1..])
         .status()
         .map_err(|error| places::errno(&error))?;
-    Ok(status.code().map_or(2, |code| u8::try_from(code).unwrap_or(2)))
+    Ok(status
+        .code()
+        .map_or(2, |code| u8::try_from(code).unwrap_or(2)))
 }
 
 /// The same program anew, in the same process.

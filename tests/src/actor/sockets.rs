@@ -11,7 +11,8 @@ use nix::{
     fcntl::{self, SpliceFFlags},
     sys::{
         socket::{
-            self, AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage, sockopt,
+            self, AddressFamily, MsgFlags, MultiHeaders, SockFlag, SockType, SockaddrStorage,
+            sockopt,
         },
         time::{TimeVal, TimeValLike as _},
     },

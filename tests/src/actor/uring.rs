@@ -77,9 +77,8 @@ fn map(fd: RawFd, offset: i64) -> nix::Result<*mut u8> {
 fn one(submission: Submission) -> nix::Result<i32> {
     let mut params = Params::default();
     // SAFETY: the kernel writes within the structure, whose size is checked above.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_io_uring_setup, 1u32, &raw mut params)
-    })?;
+    let fd =
+        Errno::result(unsafe { libc::syscall(libc::SYS_io_uring_setup, 1u32, &raw mut params) })?;
     let fd = RawFd::try_from(fd).map_err(|_| Errno::EBADF)?;
     let sq = map(fd, OFFSET_SQ_RING)?;
     let cq = map(fd, OFFSET_CQ_RING)?;

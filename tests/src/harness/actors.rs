@@ -152,18 +152,20 @@ pub struct Running {
 }
 
 impl Running {
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The next line, or none at the end.
     fn line(&mut self) -> Result<Option<String>> {
-        match self.lines.recv_timeout(self.end.saturating_duration_since(Instant::now())) {
+        match self
+            .lines
+            .recv_timeout(self.end.saturating_duration_since(Instant::now()))
+        {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                bail!("an actor still runs after {} s, having said {:?}", LIMIT.as_secs(), self.steps)
+                bail!(
+                    "an actor still runs after {} s, having said {:?}",
+                    LIMIT.as_secs(),
+                    self.steps
+                )
             }
         }
     }
@@ -177,7 +179,10 @@ impl Running {
             }
             self.steps.push(said);
         }
-        bail!("an actor ended before `{step}`, having said {:?}", self.steps)
+        bail!(
+            "an actor ended before `{step}`, having said {:?}",
+            self.steps
+        )
     }
 
     /// Lets it go on from a `pause`.

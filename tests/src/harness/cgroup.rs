@@ -56,7 +56,9 @@ fn remove(directory: &Path) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 thread::sleep(Duration::from_millis(10));
             }
-            result => return result.with_context(|| format!("cannot remove {}", directory.display())),
+            result => {
+                return result.with_context(|| format!("cannot remove {}", directory.display()));
+            }
         }
     }
     anyhow::bail!("{} still has processes", directory.display())

@@ -25,11 +25,9 @@ pub enum Expect {
     Dropped,
     /// The process is killed in it, and nothing arrives.
     Killed,
-    /// This other error, for which the daemon is not to blame.
-    Errno(i32),
 }
 
-use Expect::{Allowed, Dropped, Errno, Killed, Refused};
+use Expect::{Allowed, Dropped, Killed, Refused};
 
 /// Runs the steps and compares: results, bytes that arrived, events.
 pub fn check(
@@ -40,7 +38,14 @@ pub fn check(
 ) -> Result<Outcome> {
     let before = outside.counts()?;
     let outcome = actor.run(steps.iter().map(|(step, _)| *step))?;
-    compare(daemon, outside, &before, &outcome, actor.steps_before(), steps)?;
+    compare(
+        daemon,
+        outside,
+        &before,
+        &outcome,
+        actor.steps_before(),
+        steps,
+    )?;
     Ok(outcome)
 }
 
@@ -55,7 +60,12 @@ pub fn compare(
 ) -> Result<()> {
     let mut done = outcome.steps.iter();
     for step in done.by_ref().take(skip) {
-        ensure!(step.errno == 0, "`{}` ended with {}", step.text, name(step.errno));
+        ensure!(
+            step.errno == 0,
+            "`{}` ended with {}",
+            step.text,
+            name(step.errno)
+        );
     }
     let done: Vec<&Step> = done.filter(|step| step.text != "paused").collect();
     for (index, (step, expect)) in expected.iter().enumerate() {
@@ -68,9 +78,9 @@ pub fn compare(
                 all()
             );
         } else {
-            let result = done
-                .get(index)
-                .with_context(|| format!("`{step}` was not come to: {}; {}", outcome.status, all()))?;
+            let result = done.get(index).with_context(|| {
+                format!("`{step}` was not come to: {}; {}", outcome.status, all())
+            })?;
             result_is(result, *expect).with_context(all)?;
         }
     }
@@ -88,7 +98,6 @@ fn result_is(step: &Step, expect: Expect) -> Result<()> {
     let wanted = match expect {
         Allowed => 0,
         Refused(_) => libc::EPERM,
-        Errno(errno) => errno,
         Dropped | Killed => return Ok(()),
     };
     ensure!(
@@ -119,15 +128,25 @@ fn arrivals(
             *wanted.entry(format!("{protocol} {to}")).or_default() += bytes;
         }
     }
-    if expected.iter().any(|(_, expect)| !matches!(expect, Allowed)) {
+    if expected
+        .iter()
+        .any(|(_, expect)| !matches!(expect, Allowed))
+    {
         thread::sleep(A_MOMENT);
     }
     let arrived = wait_for("bytes to arrive", || {
         let now = outside.counts().ok()?;
-        let all = wanted.iter().all(|(key, bytes)| now.get(key) >= Some(bytes));
+        let all = wanted
+            .iter()
+            .all(|(key, bytes)| now.get(key) >= Some(bytes));
         all.then_some(now)
     })
-    .with_context(|| format!("{wanted:?} should have arrived, it was {:?}", outside.counts()))?;
+    .with_context(|| {
+        format!(
+            "{wanted:?} should have arrived, it was {:?}",
+            outside.counts()
+        )
+    })?;
     ensure!(
         arrived == wanted,
         "{arrived:?} arrived, and it should have been {wanted:?}, after {before:?}"
@@ -141,7 +160,7 @@ fn event_for(daemon: &Daemon, pid: u32, step: &str, expect: Expect) -> Result<()
         Refused(reasons) => (reasons, Some("block")),
         Killed => ("", Some("kill")),
         Dropped => ("", None),
-        Allowed | Errno(_) => return Ok(()),
+        Allowed => return Ok(()),
     };
     let to = step
         .split(' ')
@@ -155,7 +174,12 @@ fn event_for(daemon: &Daemon, pid: u32, step: &str, expect: Expect) -> Result<()
             && taken.is_none_or(|taken| event.action_taken() == taken)
     };
     wait_for("an event", || daemon.events.find(matches)).with_context(|| {
-        let of: Vec<_> = daemon.events.of(pid).into_iter().map(|event| event.0).collect();
+        let of: Vec<_> = daemon
+            .events
+            .of(pid)
+            .into_iter()
+            .map(|event| event.0)
+            .collect();
         format!(
             "no denial of `{step}` by {pid} for {:?}; its events are {of:?}",
             (reasons, taken)

@@ -120,7 +120,10 @@ impl Daemon {
 
     fn end(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
-            bail!("the daemon had ended by itself, with {status}; its log ends with\n{}", log_tail());
+            bail!(
+                "the daemon had ended by itself, with {status}; its log ends with\n{}",
+                log_tail()
+            );
         }
         signal::kill(self.nix_pid(), Signal::SIGTERM)?;
         let end = Instant::now() + STOP;

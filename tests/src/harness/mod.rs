@@ -11,16 +11,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 pub mod actors;
-pub mod check;
 pub mod cgroup;
+pub mod check;
 pub mod daemon;
 pub mod events;
 pub mod outside;
 
 pub use actors::{Actor, Outcome, Running, Step};
 pub use cgroup::Cgroup;
-pub use check::Expect::{self, Allowed, Dropped, Errno, Killed, Refused};
+pub use check::Expect::{self, Allowed, Dropped, Killed, Refused};
 pub use daemon::{Bundle, Daemon};
+pub use events::Event;
 pub use outside::Outside;
 
 /// How long an effect may take to be seen, in a machine that is emulated.

@@ -74,7 +74,10 @@ impl Outside {
 
     fn hear(&mut self, expected: &str) -> Result<()> {
         let line = self.line()?;
-        ensure!(line.trim() == expected, "the peer said {line:?}, expected {expected:?}");
+        ensure!(
+            line.trim() == expected,
+            "the peer said {line:?}, expected {expected:?}"
+        );
         Ok(())
     }
 

@@ -1,0 +1,205 @@
+//! Ways to send: each refused to a holder, and allowed to where it may go.
+
+use std::net::TcpListener;
+
+use anyhow::{Context as _, Result};
+
+use super::{Scene, cases, entitled, other};
+use crate::harness::{Allowed, Dropped, Expect, Refused};
+
+cases![
+    ipv4,
+    ipv6,
+    ipv4_mapped_ipv6,
+    tcp_fast_open,
+    opened_before_the_read,
+    spliced_after_the_read,
+    datagrams_connected_before_the_read,
+    io_uring_connect,
+    endpoint_is_a_read,
+    loopback_is_another_process,
+    wrong_port,
+];
+
+const READ: (&str, Expect) = ("read /srv/t/key", Allowed);
+const OUTSIDE: Expect = Refused("outside-destination");
+
+/// All these ways: refused to `forbidden` and allowed to `permitted` for a holder, allowed to both else.
+fn gated(scene: &mut Scene, ways: &[&str], forbidden: &str, permitted: &str) -> Result<()> {
+    scene.standard()?;
+    for way in ways {
+        let (out, home) = (format!("{way} {forbidden}"), format!("{way} {permitted}"));
+        scene.check(&entitled(), &[READ, (&out, OUTSIDE), (&home, Allowed)])?;
+        scene.check(&other(), &[(&out, Allowed), (&home, Allowed)])?;
+    }
+    Ok(())
+}
+
+const WAYS: [&str; 4] = ["tcp", "udp", "udp-connected", "udp-many"];
+
+fn ipv4(scene: &mut Scene) -> Result<()> {
+    gated(scene, &WAYS, "10.20.0.66:9000", "10.20.0.2:9000")
+}
+
+fn ipv6(scene: &mut Scene) -> Result<()> {
+    gated(scene, &WAYS, "[fd20::66]:9000", "[fd20::2]:9000")
+}
+
+fn ipv4_mapped_ipv6(scene: &mut Scene) -> Result<()> {
+    gated(
+        scene,
+        &WAYS,
+        "[::ffff:10.20.0.66]:9000",
+        "[::ffff:10.20.0.2]:9000",
+    )
+}
+
+fn tcp_fast_open(scene: &mut Scene) -> Result<()> {
+    gated(
+        scene,
+        &["tcp-fast-open"],
+        "10.20.0.66:9000",
+        "10.20.0.2:9000",
+    )?;
+    gated(
+        scene,
+        &["tcp-fast-open"],
+        "[fd20::66]:9000",
+        "[fd20::2]:9000",
+    )
+}
+
+fn opened_before_the_read(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    for (forbidden, permitted) in [
+        ("dial 10.20.0.66:9000", "dial 10.20.0.2:9000"),
+        ("dial [fd20::66]:9000", "dial [fd20::2]:9000"),
+    ] {
+        scene.check(
+            &entitled(),
+            &[
+                (forbidden, Allowed),
+                ("send", Allowed),
+                READ,
+                ("send", OUTSIDE),
+                ("write", OUTSIDE),
+            ],
+        )?;
+        scene.check(
+            &entitled(),
+            &[
+                (permitted, Allowed),
+                READ,
+                ("send", Allowed),
+                ("write", Allowed),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+fn spliced_after_the_read(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let forbidden = ("dial 10.20.0.66:9000", Allowed);
+    scene.check(&entitled(), &[forbidden, READ, ("splice", Dropped)])?;
+    scene.check(
+        &entitled(),
+        &[("dial 10.20.0.2:9000", Allowed), READ, ("splice", Allowed)],
+    )?;
+    scene.check(&entitled(), &[forbidden, ("splice", Allowed)])?;
+    Ok(())
+}
+
+fn datagrams_connected_before_the_read(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    for (forbidden, permitted) in [
+        ("dial-udp 10.20.0.66:9000", "dial-udp 10.20.0.2:9000"),
+        (
+            "dial-udp [::ffff:10.20.0.66]:9000",
+            "dial-udp [::ffff:10.20.0.2]:9000",
+        ),
+    ] {
+        scene.check(
+            &entitled(),
+            &[
+                (forbidden, Allowed),
+                READ,
+                ("send", OUTSIDE),
+                ("write", OUTSIDE),
+            ],
+        )?;
+        scene.check(
+            &entitled(),
+            &[
+                (permitted, Allowed),
+                READ,
+                ("send", Allowed),
+                ("write", Allowed),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
+fn io_uring_connect(scene: &mut Scene) -> Result<()> {
+    gated(
+        scene,
+        &["uring-tcp", "uring-tcp-async"],
+        "10.20.0.66:9000",
+        "10.20.0.2:9000",
+    )
+}
+
+fn endpoint_is_a_read(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let endpoint = "tcp 10.20.0.80:80";
+    scene.check(
+        &entitled(),
+        &[
+            ("tcp 10.20.0.66:9000", Allowed),
+            (endpoint, Allowed),
+            ("tcp 10.20.0.66:9000", OUTSIDE),
+            ("tcp 10.20.0.2:9000", Allowed),
+            (endpoint, Allowed),
+        ],
+    )?;
+    let steps = [(endpoint, Refused("")), ("tcp 10.20.0.66:9000", Allowed)];
+    let outcome = scene.check(&other(), &steps)?;
+    let events = scene.daemon()?.events.clone();
+    let event = events
+        .find(|event| event.pid() == u64::from(outcome.pid) && event.is_denial())
+        .context("no event")?;
+    anyhow::ensure!(
+        event.kind() == "read" && event.credential() == "metadata",
+        "contacting the endpoint was recorded as {}",
+        event.0
+    );
+    scene.check(&other(), &[("udp 10.20.0.80:80", Refused(""))])?;
+    Ok(())
+}
+
+fn loopback_is_another_process(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let _listener = TcpListener::bind("127.0.0.1:9100").context("cannot listen")?;
+    let local = "tcp 127.0.0.1:9100";
+    scene.check(&entitled(), &[READ, (local, Refused("local-peer"))])?;
+    scene.check(&other(), &[(local, Allowed)])?;
+    scene.check(
+        &entitled(),
+        &[("read /srv/t/local-key", Allowed), (local, Allowed)],
+    )?;
+    Ok(())
+}
+
+fn wrong_port(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    scene.check(
+        &entitled(),
+        &[
+            READ,
+            ("udp 10.20.0.2:9001", OUTSIDE),
+            ("tcp 10.20.0.2:9001", OUTSIDE),
+        ],
+    )?;
+    Ok(())
+}
