@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -55,7 +56,7 @@ pub enum Error {
 
 /// A bundle in force.
 struct InForce {
-    bundle: Bundle,
+    bundle: Arc<Bundle>,
     policy: Policy,
     generation: Generation,
 }
@@ -71,6 +72,7 @@ pub struct Engine {
     canaries: Canaries,
     in_force: Option<InForce>,
     generation: Generation,
+    next: Generation,
     refused: Option<String>,
     proven: Result<(), String>,
     lost: [u64; 3],
@@ -100,6 +102,7 @@ impl Engine {
             canaries,
             in_force: None,
             generation: Generation(0),
+            next: Generation(1),
             refused: None,
             proven: Err("not tried yet".to_owned()),
             lost: [0; 3],
@@ -130,7 +133,7 @@ impl Engine {
     /// Reads the bundle again and applies it, whole or not at all.
     pub async fn reload(&mut self) {
         let result = match crate::bundle::load(&self.source) {
-            Ok(bundle) => self.apply(bundle).await,
+            Ok(bundle) => self.apply(Arc::new(bundle)).await,
             Err(error) => Err(Error::Bundle(error)),
         };
         match result {
@@ -157,7 +160,7 @@ impl Engine {
         }
     }
 
-    async fn apply(&mut self, bundle: Bundle) -> Result<(), Error> {
+    async fn apply(&mut self, bundle: Arc<Bundle>) -> Result<(), Error> {
         self.names.refresh(&bundle).await;
         let facts = Facts {
             executables: executables::look(&mut self.ebpf, &bundle),
@@ -171,13 +174,17 @@ impl Engine {
             &mut self.numbering,
             &self.canaries.reserved(),
         )?;
-        let next = Generation(self.generation.0 + 1);
+        let next = self.next;
+        // Whatever becomes of it, the number is not used again: half-written tables may have it. The one
+        // after next, because the description in force must keep its place, which is the number's last bit.
+        self.next = Generation(next.0 + 2);
         let old = self.in_force.take();
         let swapped = self.swap(old.as_ref().map(|it| &it.policy), &policy, next);
         if let Err(error) = swapped {
             self.in_force = old;
             return Err(error);
         }
+        self.next = Generation(next.0 + 1);
         let first = old.is_none();
         let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
         if first {
@@ -232,7 +239,9 @@ impl Engine {
         let endpoints = old.map_or(&none, |it| &it.endpoints);
         write_versioned(&mut maps, "ENDPOINTS", endpoints, &new.endpoints, next)?;
         let watch = self.write_watch_tree(old, new)?;
-        let prepared = self.files.prepare(&mut self.ebpf, new, next)?;
+        let prepared = self
+            .files
+            .prepare(&mut self.ebpf, new, self.generation, next)?;
         self.canaries.protect(&mut self.ebpf, new)?;
 
         let mut maps = Maps(&mut self.ebpf);

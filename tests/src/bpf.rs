@@ -1,1 +1,144 @@
-//! placeholder
+//! What the kernel tells about BPF programs and maps.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+};
+
+use anyhow::{Context as _, Result};
+
+const PROG_GET_NEXT_ID: u32 = 11;
+const MAP_GET_NEXT_ID: u32 = 12;
+const PROG_GET_FD_BY_ID: u32 = 13;
+const MAP_GET_FD_BY_ID: u32 = 14;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+
+/// The part of `union bpf_attr` that these commands use.
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    words: [u32; 4],
+}
+
+/// `struct bpf_prog_info` up to `run_cnt`.
+#[repr(C)]
+struct ProgInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lengths: [u32; 2],
+    instructions: [u64; 2],
+    load_time: u64,
+    created_by_uid: u32,
+    map_count: u32,
+    maps: u64,
+    name: [u8; 16],
+    ifindex: u32,
+    flags: u32,
+    netns: [u64; 2],
+    jited_counts: [u32; 2],
+    jited: [u64; 2],
+    btf_id: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_count: u32,
+    line_info_count: u32,
+    line_info: [u64; 2],
+    jited_line_info_count: u32,
+    rec_sizes: [u32; 2],
+    prog_tags_count: u32,
+    prog_tags: u64,
+    run_time_ns: u64,
+    run_count: u64,
+}
+
+fn bpf(command: u32, attr: &mut Attr) -> io::Result<i64> {
+    // SAFETY: the attribute is as long as said, and its only pointer is to a live `ProgInfo`.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+fn ids(command: u32) -> Vec<u32> {
+    let mut ids = Vec::new();
+    let mut attr = Attr::default();
+    while bpf(command, &mut attr).is_ok() {
+        ids.push(attr.words[1]);
+        attr.words[0] = attr.words[1];
+    }
+    ids
+}
+
+fn open(command: u32, id: u32) -> io::Result<OwnedFd> {
+    let fd = bpf(
+        command,
+        &mut Attr {
+            words: [id, 0, 0, 0],
+        },
+    )?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel gave us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How long a program ran, and how often.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Runs {
+    /// All runs together.
+    pub time_ns: u64,
+    /// How many.
+    pub count: u64,
+}
+
+/// All loaded programs by name and id, with their runs since they were loaded.
+pub fn programs() -> Result<BTreeMap<String, Runs>> {
+    let mut programs = BTreeMap::new();
+    for id in ids(PROG_GET_NEXT_ID) {
+        let Ok(fd) = open(PROG_GET_FD_BY_ID, id) else {
+            continue;
+        };
+        // SAFETY: all bytes zero is a value of this plain type.
+        let mut info: ProgInfo = unsafe { std::mem::zeroed() };
+        let address = &raw mut info as u64;
+        let mut attr = Attr {
+            words: [
+                fd.as_raw_fd().cast_unsigned(),
+                size_of::<ProgInfo>() as u32,
+                address as u32,
+                (address >> 32) as u32,
+            ],
+        };
+        bpf(OBJ_GET_INFO_BY_FD, &mut attr).context("cannot ask about a program")?;
+        let end = info.name.iter().position(|byte| *byte == 0).unwrap_or(16);
+        let name = String::from_utf8_lossy(&info.name[..end]).into_owned();
+        programs.insert(
+            format!("{name}#{id}"),
+            Runs {
+                time_ns: info.run_time_ns,
+                count: info.run_count,
+            },
+        );
+    }
+    Ok(programs)
+}
+
+/// The memory of all maps, in bytes, as the kernel counts it.
+pub fn map_bytes() -> Result<(usize, u64)> {
+    let mut sum = 0;
+    let all = ids(MAP_GET_NEXT_ID);
+    for id in &all {
+        let Ok(fd) = open(MAP_GET_FD_BY_ID, *id) else {
+            continue;
+        };
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        sum += line
+            .and_then(|line| line.trim().parse::<u64>().ok())
+            .unwrap_or_default();
+    }
+    Ok((all.len(), sum))
+}

@@ -23,7 +23,7 @@ pub use model::{
 };
 
 /// Most entitlements for the same workload and credential: as many as the kernel compares.
-pub const MAX_GRANTS: usize = 4;
+pub const MAX_GRANTS: usize = enforcer_common::capacity::GRANTS_PER_PAIR as usize;
 
 /// Most ports and port ranges of one destination.
 pub const MAX_PORT_RANGES: usize = 8;

@@ -50,13 +50,14 @@ impl Files {
             .map(|(id, path)| (*id, path.as_path()))
     }
 
-    /// Watches the tree's directories and protects what matches in them, from `generation` on. Directories
+    /// Watches the tree's directories and protects what matches in them, from generation `next` on. Directories
     /// are watched before they are listed, so that what appears meanwhile is not missed.
     pub fn prepare(
         &mut self,
         ebpf: &mut Ebpf,
         policy: &Policy,
-        generation: Generation,
+        current: Generation,
+        next: Generation,
     ) -> Result<Prepared, maps::Error> {
         let mut scan = Scan::default();
         visit(
@@ -68,7 +69,7 @@ impl Files {
             &mut scan,
         )?;
         for (key, (credential, _)) in &scan.files {
-            protect(ebpf, *key, *credential, generation)?;
+            protect(ebpf, *key, *credential, current, next)?;
         }
         let gone: Vec<InodeKey> = Maps(ebpf)
             .entries::<InodeKey, Versioned<CredentialId>>("FILES")?
@@ -79,7 +80,7 @@ impl Files {
         for key in &gone {
             // What the kernel itself protected since the scan keeps its entry; the notice tells of it.
             if self.protected.contains_key(key) {
-                protect(ebpf, *key, CredentialId(0), generation)?;
+                protect(ebpf, *key, CredentialId(0), current, next)?;
             }
         }
         Ok(Prepared { scan, gone })
@@ -151,20 +152,21 @@ pub struct Prepared {
     gone: Vec<InodeKey>,
 }
 
-/// Sets what a file is from `generation` on; before, it is what it was.
+/// Sets what a file is from generation `next` on; until then it is what it is in `current`.
 fn protect(
     ebpf: &mut Ebpf,
     key: InodeKey,
     credential: CredentialId,
-    generation: Generation,
+    current: Generation,
+    next: Generation,
 ) -> Result<(), maps::Error> {
     let known: Option<Versioned<CredentialId>> = Maps(ebpf).get("FILES", &key)?;
-    let before = known.map_or(CredentialId(0), |it| it.at(Generation(generation.0 - 1)));
+    let before = known.map_or(CredentialId(0), |it| it.at(current));
     Maps(ebpf).put(
         "FILES",
         key,
         Versioned {
-            from: generation,
+            from: next,
             before,
             after: credential,
         },

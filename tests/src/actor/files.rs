@@ -121,7 +121,8 @@ pub fn read_handle(path: &str) -> nix::Result<Done> {
     take(unsafe { OwnedFd::from_raw_fd(fd) }).map(Done::read)
 }
 
-/// Opens and reads over and over until standard input ends, with a pause of so many microseconds. Counts.
+/// Opens and reads over and over until standard input ends. Counts. After an answer, whatever it was, it
+/// pauses for so many microseconds, so that the record of it is no flood; while nothing is there it does not.
 pub fn hammer(path: &str, pause_us: u64) -> nix::Result<Done> {
     let over = Arc::new(AtomicBool::new(false));
     thread::spawn({
@@ -141,12 +142,13 @@ pub fn hammer(path: &str, pause_us: u64) -> nix::Result<Done> {
                 bytes += take(file).unwrap_or_default();
             }
             Err(Errno::EPERM) => refused += 1,
-            Err(Errno::ENOENT) => absent += 1,
+            Err(Errno::ENOENT) => {
+                absent += 1;
+                continue;
+            }
             Err(_) => other += 1,
         }
-        if pause_us != 0 {
-            thread::sleep(Duration::from_micros(pause_us));
-        }
+        thread::sleep(Duration::from_micros(pause_us));
     }
     Ok(Done {
         read: bytes,

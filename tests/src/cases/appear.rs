@@ -26,7 +26,7 @@ const SECRET: &str = "a new secret\n";
 fn readers(path: &str) -> Result<Vec<Running>> {
     (0..READERS)
         .map(|_| {
-            let mut reader = other().start([format!("hammer {path} 0")])?;
+            let mut reader = other().start([format!("hammer {path} 1000")])?;
             reader.until("hammering")?;
             Ok(reader)
         })

@@ -15,7 +15,7 @@ const SWAPS: u64 = 1_000;
 const AT_LEAST: u64 = 100;
 const BUDGET: Duration = Duration::from_secs(60);
 /// Between two reads of one reader: sixteen of them share two emulated processors with the daemon.
-const PAUSE_US: u64 = 5_000;
+const PAUSE_US: u64 = 50_000;
 
 /// Two bundles that differ in everything but what they mean for the readers.
 fn bundle(second: bool) -> Bundle {

@@ -49,7 +49,7 @@ struct Stage {
 
 /// Tells the story. The result is whether all came out as told.
 pub fn run() -> Result<bool> {
-    let paint = Paint::new(stdout().is_terminal());
+    let paint = Paint::new(stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     println!(
         "{}",
         paint.heading("A stolen credential, and a kernel that knows whose it is")
