@@ -117,16 +117,22 @@ impl Rank {
     fn verdict(self, bundle: &Bundle, now: BootNs, credential: CredentialId) -> Verdict {
         let rank = self.rank();
         let mut reason = less(Self::PERMITTED, rank) * rank.wrapping_sub(1);
-        let mut mode = self.0 >> 40 ^ 1;
+        let mut mode = (self.0 >> 40) ^ 1;
+        let mut action = (self.0 >> 32) ^ 1;
         if rank == Self::PERMITTED && now.0 >= bundle.expires.0 {
             reason = Reason::BundleExpired as u64;
             mode = u64::from(bundle.on_expiry);
+        }
+        if rank == Self::denied(Reason::WrongExecutable) {
+            // Somebody else's entitlement came near; what it says of its own workload is not for this one.
+            mode = u64::from(bundle.mode);
+            action = u64::from(bundle.action);
         }
         Verdict::new(
             reason,
             rank == Self::TRUSTED,
             mode,
-            self.0 >> 32 ^ 1,
+            action,
             credential,
             EntitlementId(self.0 as u32 & Verdict::ID_MAX),
         )
@@ -147,10 +153,15 @@ pub fn read<T: Tables>(tables: &T, now: BootNs, task: &Task, credential: Credent
     };
     let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
     let trusted = find_subjects(tables, bundle, task, &mut subjects);
-    search(tables, now, &Destination::NONE, &subjects, credential)
+    let verdict = search(tables, now, &Destination::NONE, &subjects, credential)
         .or(unmatched(bundle, task, info))
         .or(if_trusted(bundle, trusted))
-        .verdict(bundle, now, credential)
+        .verdict(bundle, now, credential);
+    // The daemon's canaries are refused, and only refused, whatever the bundle says of others.
+    if info.has(Credential::PROCESS_ONLY) {
+        return verdict.enforced();
+    }
+    verdict
 }
 
 /// May `task` send to `destination` now, given what it holds?

@@ -136,6 +136,12 @@ impl Verdict {
         Self(self.0 & !0xf | Self::GOVERNED | reason as u64)
     }
 
+    /// The same, but in enforce mode and without more than a refusal.
+    #[inline(always)]
+    pub const fn enforced(self) -> Self {
+        Self((self.0 | 1 << Self::MODE_SHIFT) & !(1 << Self::ACTION_SHIFT))
+    }
+
     /// Why it is denied; `None` allows.
     #[inline(always)]
     pub const fn denied(self) -> Option<Reason> {

@@ -348,7 +348,8 @@ proptest! {
         }
     }
 
-    /// Mode and action are those of the entitlement that the verdict names, or else of the bundle.
+    /// Mode and action are those of the entitlement that the verdict names, or else of the bundle; an
+    /// entitlement of another executable only came near.
     #[test]
     fn invariant_mode_and_action_are_somebodys(world in world(), what in any_use()) {
         let verdict = decide(&world, what);
@@ -356,8 +357,10 @@ proptest! {
             let all = world.grants.values().flat_map(|grants| &grants.grants);
             let named = all.clone().find(|grant| grant.entitlement == verdict.entitlement());
             let (mode, action) = match named {
-                Some(grant) => (grant.mode, grant.action),
-                None => (bundle.mode, bundle.action),
+                Some(grant) if verdict.denied() != Some(Reason::WrongExecutable) => {
+                    (grant.mode, grant.action)
+                }
+                _ => (bundle.mode, bundle.action),
             };
             let expired = verdict.denied() == Some(Reason::BundleExpired);
             let mode = if expired { bundle.on_expiry } else { mode };

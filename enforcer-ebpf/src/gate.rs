@@ -104,6 +104,23 @@ pub unsafe fn reach(
     verdict.refuses()
 }
 
+/// Leaves with a socket that connects who it is, if that is in no instance: should the process read a
+/// credential later, the packet gate finds it by this. (Before 6.5 `splice` to a socket passes no other gate.)
+/// Returns 0: a result that is no stack pointer.
+///
+/// # Safety
+///
+/// As [`reach`].
+#[inline(never)]
+pub unsafe fn remember_loner(sk: *const bpf_sock) -> u32 {
+    let task = task::current();
+    if task.instance.0 == 0 && task::generation().0 != 0 {
+        // SAFETY: the caller's promise.
+        unsafe { socket::remember(sk, &task) };
+    }
+    0
+}
+
 /// As [`reach`], by the facts that an earlier call left, where the kernel hides the current task. `true`
 /// refuses.
 #[inline(never)]

@@ -149,6 +149,10 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         return false;
     };
     if !task::holds() {
+        if matches!(gate, Gate::SocketConnect) {
+            // SAFETY: `inet_socket` gives a socket typed by the kernel's BTF, not null.
+            unsafe { gate::remember_loner(sk.sk) };
+        }
         return false;
     }
     let mut named = Named::ByCall;
@@ -369,7 +373,10 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
         ctx.arg::<*const u8>(1) as u64,
     );
     if !recorded {
-        warn!(&ctx, "the table of cgroups is full: a new cgroup matches no workload");
+        warn!(
+            &ctx,
+            "the table of cgroups is full: a new cgroup matches no workload"
+        );
     }
     0
 }

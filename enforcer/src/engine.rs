@@ -11,7 +11,7 @@ use enforcer_common::address::Address;
 use enforcer_common::capacity::HELD_PER_HOLDER;
 use enforcer_common::event::{Notice, NoticeKind, Ring, Use};
 use enforcer_common::ids::{
-    CgroupId, CredentialId, Generation, IdentityId, InodeKey, Tgid, WatchNode,
+    CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, WatchNode,
 };
 use enforcer_common::tables::{
     Cgroup, CgroupName, CredentialKey, EndpointKey, GrantKey, Holder, HolderKey, SubjectKey,
@@ -43,6 +43,16 @@ pub enum Error {
     /// The kernel's tables cannot be written.
     #[error("the kernel's tables cannot be written")]
     Tables(#[from] maps::Error),
+    /// It is older than the one in force.
+    #[error(
+        "the bundle has version {got}, and version {in_force} of the same issuer is in force; issue what should hold under a higher version"
+    )]
+    Older {
+        /// The refused bundle's version.
+        got: u64,
+        /// The version in force.
+        in_force: u64,
+    },
     /// The canaries cannot be set up.
     #[error("the canaries cannot be set up")]
     Canary(#[from] canary::Error),
@@ -59,6 +69,7 @@ struct InForce {
     bundle: Arc<Bundle>,
     policy: Policy,
     generation: Generation,
+    executables: BTreeMap<ExecutableKey, PathBuf>,
 }
 
 /// Everything the daemon knows.
@@ -161,6 +172,15 @@ impl Engine {
     }
 
     async fn apply(&mut self, bundle: Arc<Bundle>) -> Result<(), Error> {
+        if let Some(in_force) = &self.in_force {
+            let (old, new) = (&in_force.bundle.metadata, &bundle.metadata);
+            if new.issuer == old.issuer && new.version < old.version {
+                return Err(Error::Older {
+                    got: new.version,
+                    in_force: old.version,
+                });
+            }
+        }
         self.names.refresh(&bundle).await;
         let facts = Facts {
             executables: executables::look(&mut self.ebpf, &bundle),
@@ -205,6 +225,11 @@ impl Engine {
             bundle,
             policy,
             generation: next,
+            executables: facts
+                .executables
+                .into_iter()
+                .flat_map(|((path, _), keys)| keys.into_iter().map(move |key| (key, path.clone())))
+                .collect(),
         });
         Ok(())
     }
@@ -423,6 +448,7 @@ impl Engine {
             policy: &in_force.policy,
             version: in_force.bundle.metadata.version,
             path_of: &|key: &InodeKey| self.files.path_of(key).map(PathBuf::from),
+            executables: &in_force.executables,
             hosts: &hosts,
             wall: &|boot| self.clock.wall(boot),
         };

@@ -15,6 +15,7 @@ mod demo;
 mod harness;
 mod load;
 mod peer;
+mod replay;
 
 /// Integration tests of the enforcer, and its demonstration.
 #[derive(Parser)]
@@ -42,6 +43,15 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         operations: usize,
     },
+    /// Compare the kernel's decisions with the host's
+    Replay {
+        /// How many cases, at least
+        #[arg(long, default_value_t = 3_000)]
+        cases: usize,
+        /// Where the random cases start
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Do steps as a process of its own; `actor/mod.rs` lists them
     Act {
         /// The steps
@@ -65,6 +75,7 @@ fn main() -> ExitCode {
         Command::Guest { filter } => cases::run(&filter),
         Command::Demo => demo::run(),
         Command::Load { size, operations } => load::run(size, operations).map(|()| true),
+        Command::Replay { cases, seed } => replay::run(cases, seed),
         Command::Peer => peer::run().map(|()| true),
     };
     match result {

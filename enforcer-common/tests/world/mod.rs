@@ -17,7 +17,7 @@ use enforcer_common::tables::{
 use proptest::prelude::*;
 
 pub const DESTINATIONS: usize = 3;
-const GENERATION: Generation = Generation(7);
+pub const GENERATION: Generation = Generation(7);
 
 /// What a subject is selected by; `None` does not matter.
 pub type Selector = (Option<u64>, Option<u32>, Option<u32>);
@@ -70,12 +70,12 @@ impl World {
 
 /// The world as tables.
 pub struct WorldTables {
-    bundle: Option<Bundle>,
-    credentials: HashMap<CredentialKey, Credential>,
-    subjects: HashMap<SubjectKey, Subject>,
-    grants: HashMap<GrantKey, Grants>,
-    covers: HashMap<(ScopeId, Address, u64), u32>,
-    held: HashMap<HolderKey, CredentialId>,
+    pub bundle: Option<Bundle>,
+    pub credentials: HashMap<CredentialKey, Credential>,
+    pub subjects: HashMap<SubjectKey, Subject>,
+    pub grants: HashMap<GrantKey, Grants>,
+    pub covers: HashMap<(ScopeId, Address, u64), u32>,
+    pub held: HashMap<HolderKey, CredentialId>,
 }
 
 impl WorldTables {

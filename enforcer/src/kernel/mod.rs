@@ -6,4 +6,5 @@ pub mod clock;
 pub mod load;
 pub mod maps;
 pub mod probe;
+pub mod replay;
 pub mod rings;

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use enforcer_common::event::{Gate, Kind, Use, taken};
-use enforcer_common::ids::{BootNs, InodeKey};
+use enforcer_common::ids::{BootNs, ExecutableKey, InodeKey};
 use enforcer_common::verdict::{Action, Mode, Reason};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -92,6 +92,8 @@ pub struct Context<'a> {
     pub version: u64,
     /// Paths of protected files.
     pub path_of: &'a dyn Fn(&InodeKey) -> Option<PathBuf>,
+    /// Paths of the executables that the bundle selects by.
+    pub executables: &'a BTreeMap<ExecutableKey, PathBuf>,
     /// Host names by address.
     pub hosts: &'a BTreeMap<std::net::IpAddr, String>,
     /// Wall-clock time of a boot-clock moment.
@@ -216,10 +218,12 @@ fn process(record: &Use, context: &Context<'_>) -> Process {
     let pid = record.task.tgid.0;
     let comm = text(&record.comm);
     // The process may be gone, or its id another's: what the kernel saw is the fallback.
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).map_or_else(
-        |_| text(&record.executable_name),
-        |path| path.display().to_string(),
-    );
+    let known = context.executables.get(&record.task.executable);
+    let exe = match (std::fs::read_link(format!("/proc/{pid}/exe")), known) {
+        (_, Some(path)) => path.display().to_string(),
+        (Ok(path), None) => path.display().to_string(),
+        (Err(_), None) => text(&record.executable_name),
+    };
     let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     Process {
         pid,

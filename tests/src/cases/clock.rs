@@ -66,6 +66,9 @@ fn expiry_and_clock_steps(scene: &mut Scene) -> Result<()> {
     let before = scene.outside.counts()?;
     let mut late = entitled().start([read, reach, "pause", reach, read])?;
     late.until("paused")?;
+    wait_for("what it sent to arrive", || {
+        (scene.outside.counts().ok()? != before).then_some(())
+    })?;
     scene.check(&entitled(), &[(read, Allowed)])?;
 
     wait_for("the entitlement's end", || {

@@ -53,7 +53,7 @@ fn swap_under_readers(scene: &mut Scene) -> Result<()> {
     let start = Instant::now();
     let mut swaps = 0;
     while swaps < SWAPS && (swaps < AT_LEAST || start.elapsed() < BUDGET) {
-        scene.on(&bundle(swaps % 2 == 0))?;
+        scene.daemon()?.swap_under_way(&bundle(swaps % 2 == 0))?;
         swaps += 1;
     }
     let seconds = start.elapsed().as_secs_f64();

@@ -33,15 +33,13 @@ pub struct Daemon {
     child: Child,
     /// What it has told.
     pub events: Events,
-    /// The version of the bundle last written.
-    version: u64,
     in_force: String,
 }
 
 impl Daemon {
     /// Starts it on this bundle, and waits until it enforces.
     pub fn start(bundle: &Bundle) -> Result<Self> {
-        let (version, head) = bundle::head();
+        let (_, head) = bundle::head();
         let text = bundle.text();
         write(BUNDLE, &format!("{head}{text}"))?;
         fs::create_dir_all("/run/enforcer")?;
@@ -57,7 +55,6 @@ impl Daemon {
         let mut daemon = Self {
             child,
             events,
-            version,
             in_force: text,
         };
         let output = enforcer(&["status", "--wait", "60s"])?;
@@ -93,12 +90,26 @@ impl Daemon {
         let (version, head) = bundle::head();
         let text = bundle.text();
         replace(&format!("{head}{text}"))?;
-        self.version = version;
         self.in_force = text;
         wait_for(&format!("bundle {version} to be in force"), || {
             (version_in_force().ok()? == version).then_some(())
         })
         .with_context(log_tail)
+    }
+
+    /// Replaces its bundle, and waits until somebody was judged by the new one. For when there are many
+    /// judgements, and asking for the status would take longer.
+    pub fn swap_under_way(&mut self, bundle: &Bundle) -> Result<()> {
+        let (version, head) = bundle::head();
+        let text = bundle.text();
+        replace(&format!("{head}{text}"))?;
+        signal::kill(self.nix_pid(), Signal::SIGHUP)?;
+        self.in_force = text;
+        wait_for(&format!("an event under bundle {version}"), || {
+            let event = self.events.find(|event| event.bundle() >= version);
+            event.map(drop)
+        })
+        .with_context(|| format!("status: {:?}; {}", status().ok(), log_tail()))
     }
 
     /// Writes this as the bundle, whatever it is, and tells the daemon to read it.

@@ -50,6 +50,11 @@ impl Event {
         self.text("credential")
     }
 
+    /// The version of the bundle that it was judged by.
+    pub fn bundle(&self) -> u64 {
+        self.0["bundle"].as_u64().unwrap_or_default()
+    }
+
     /// What was done: `none`, `block` or `kill`.
     pub fn action_taken(&self) -> &str {
         self.0["action"]["taken"].as_str().unwrap_or_default()
@@ -107,7 +112,8 @@ impl Events {
     /// The latest one of which this holds.
     pub fn find(&self, holds: impl Fn(&Event) -> bool) -> Option<Event> {
         let kept = self.0.lock().ok()?;
-        kept.events.iter().rev().find(|event| holds(event)).cloned()
+        let mut latest_first = kept.events.iter().rev();
+        latest_first.find(|event| holds(event)).cloned()
     }
 
     /// All of a process.
