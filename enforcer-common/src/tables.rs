@@ -396,6 +396,11 @@ pub struct SocketRecord {
     pub inbound: u32,
     /// 1 once `task` is filled.
     pub used: u32,
+    /// 1 once a packet of this TCP connection was dropped: what is still queued must not be sent again when
+    /// the holder has ended.
+    pub condemned: u32,
+    /// Always 0.
+    pub reserved: u32,
 }
 
 /// What a decision may ask. Implemented over BPF maps in the kernel and over hash maps in user space.
@@ -472,7 +477,7 @@ sizes! {
     Watch = 16,
     Capture = 104,
     crate::address::Destination = 24,
-    SocketRecord = 72,
+    SocketRecord = 80,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,

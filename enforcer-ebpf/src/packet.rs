@@ -77,16 +77,49 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
     // cgroup: whichever denies counts.
     let mut refused = false;
     let mut elsewhere = true;
+    let mut held = false;
     if let Some(task) = by_call {
         elsewhere = task.instance != by_cgroup.instance;
         if enforcer_common::decide::holds(&KernelTables, task) {
+            held = true;
             refused = decide(skb, task, true);
         }
     }
     if elsewhere && !refused && enforcer_common::decide::holds(&KernelTables, &by_cgroup) {
+        held = true;
         refused = decide(skb, &by_cgroup, by_call.is_some());
     }
-    refused
+    // SAFETY: a full socket, checked above.
+    unsafe { remember(sk, refused, held) }
+}
+
+/// Keeps in mind that a TCP connection had a packet refused, and refuses the rest once its holder has ended:
+/// the kernel goes on sending what is queued.
+///
+/// # Safety
+///
+/// `sk` is a full socket.
+#[inline(always)]
+unsafe fn remember(sk: *const bpf_sock, refused: bool, held: bool) -> bool {
+    // SAFETY: the caller's promise; the record lives as long as the socket.
+    unsafe {
+        if (*sk).protocol != u32::from(Protocol::TCP.0) {
+            return refused;
+        }
+        if refused {
+            if let Some(record) = socket::record_or_new(sk) {
+                (*record).condemned = 1;
+            }
+            return true;
+        }
+        if held {
+            return false;
+        }
+        match socket::record(sk) {
+            Some(record) => (*record).condemned != 0,
+            None => false,
+        }
+    }
 }
 
 /// Decides a holder's packet.
