@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     path::PathBuf,
     process::ExitCode,
     sync::Mutex,
@@ -27,7 +27,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::run()?;
     programs::run()?;
     let story = Mutex::new(Vec::new());
-    let outcome = vm::run(&args.guest, "enforcer-tests demo", Tee(&story));
+    // The guest's terminal is a serial line, which cannot tell where its output ends up.
+    let plain = args.picture.is_some() || !io::stdout().is_terminal();
+    let command = if plain {
+        "NO_COLOR=1 enforcer-tests demo"
+    } else {
+        "enforcer-tests demo"
+    };
+    let outcome = vm::run(&args.guest, command, Tee(&story));
     if let Some(path) = &args.picture {
         let story = story.into_inner().unwrap_or_default();
         fs::write(path, picture::of(&String::from_utf8_lossy(&story)))
