@@ -615,6 +615,16 @@ impl Engine {
             .map_or(IdentityId(0), |it| it.policy.identity_of(path))
     }
 
+    /// Tells of records that arrived and will not be written, because the daemon stops.
+    pub fn unwritten(&mut self, count: usize) {
+        if count > 0 {
+            self.log.write(
+                "lost",
+                json!({"ring": "daemon", "count": count, "total": count}),
+            );
+        }
+    }
+
     /// Says goodbye in the event log.
     pub fn stopping(&mut self) {
         self.report_losses();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use enforcer::control::{Request, question};
@@ -36,6 +36,9 @@ pub struct Settings {
     /// The control socket; the canaries' files lie beside it.
     pub socket: PathBuf,
 }
+
+/// How long records that came before the stop are still written; the rest is counted.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
 
 /// A request, and where its answer goes.
 type Asked = (Request, oneshot::Sender<Value>);
@@ -107,11 +110,15 @@ pub async fn run(settings: Settings) -> Result<()> {
             _ = tick.tick() => engine.tick().await,
         }
     }
-    while let Ok(record) = recorded.try_recv() {
+    let deadline = Instant::now() + LAST_RECORDS;
+    while Instant::now() < deadline
+        && let Ok(record) = recorded.try_recv()
+    {
         if let Record::Use(it) = record {
             engine.used(&it);
         }
     }
+    engine.unwritten(recorded.len());
     engine.stopping();
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
