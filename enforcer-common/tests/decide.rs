@@ -259,7 +259,7 @@ fn tighten(world: &mut World, change: &Tightening) {
         }
         Tightening::DropLast(subject, credential) => {
             if let Some(grants) = world.grants.get_mut(&(*subject, *credential)) {
-                grants.count -= 1;
+                grants.count = grants.count.saturating_sub(1);
             }
         }
         Tightening::End(subject, credential, slot, at) => {
