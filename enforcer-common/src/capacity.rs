@@ -65,3 +65,7 @@ pub const USES_RING_BYTES: u32 = 256 * 1024;
 
 /// Ring for notices that steer the daemon (a cgroup appeared, a watched file appeared), bytes.
 pub const NOTICES_RING_BYTES: u32 = 256 * 1024;
+
+/// Sockets of holders, where their records cannot be kept with the sockets themselves. A packet of a socket
+/// without a record is judged by its cgroup alone.
+pub const SOCKET_RECORDS: u32 = 65_536;

@@ -1,6 +1,6 @@
 //! Facts about who is asking, as plain data.
 
-use crate::ids::{BootNs, CgroupId, ExecutableKey, IdentityId, Tgid, Uid};
+use crate::ids::{BootNs, CgroupId, ExecutableKey, IdentityId, InodeKey, Tgid, Uid};
 
 /// The task that uses a credential, as the kernel saw it at that moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,4 +22,25 @@ pub struct Task {
     pub identity: IdentityId,
     /// 1 if the cgroup is known to the tables, else 0.
     pub classified: u32,
+}
+
+impl Task {
+    /// No task: all zero.
+    pub const NOBODY: Self = Self {
+        executable: ExecutableKey {
+            inode: InodeKey {
+                ino: 0,
+                dev: 0,
+                generation: 0,
+            },
+            changed_ns: 0,
+        },
+        start: BootNs(0),
+        instance: CgroupId(0),
+        cgroup: CgroupId(0),
+        tgid: Tgid(0),
+        uid: Uid(0),
+        identity: IdentityId(0),
+        classified: 0,
+    };
 }

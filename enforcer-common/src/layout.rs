@@ -97,6 +97,8 @@ offsets! {
     sk_daddr = "sock_common".["skc_daddr"],
     /// Peer's IPv6 address.
     sk_v6_daddr = "sock_common".["skc_v6_daddr"],
+    /// Number of a socket that is never used again; 0 until somebody asks for it.
+    sk_cookie = "sock_common".["skc_cookie"],
     /// Address a message is sent to.
     msg_name = "msghdr".["msg_name"],
 }

@@ -403,6 +403,17 @@ pub struct SocketRecord {
     pub reserved: u32,
 }
 
+impl SocketRecord {
+    /// Nothing recorded.
+    pub const NONE: Self = Self {
+        task: crate::facts::Task::NOBODY,
+        inbound: 0,
+        used: 0,
+        condemned: 0,
+        reserved: 0,
+    };
+}
+
 /// What a decision may ask. Implemented over BPF maps in the kernel and over hash maps in user space.
 pub trait Tables {
     /// The bundle in force; `None` before the first one.
@@ -482,7 +493,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 296,
+    crate::layout::Offsets = 304,
     CgroupId = 8,
     Generation = 4,
     Tgid = 4,

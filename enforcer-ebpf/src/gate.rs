@@ -1,13 +1,12 @@
 //! What the gates have in common: the read of a credential, and the reach of a holder.
 
-use aya_ebpf::bindings::bpf_sock;
 use enforcer_common::{
     address::Destination,
     decide,
     event::{Gate, taken},
     facts::Task,
     ids::{CredentialId, EntitlementId},
-    tables::{CredentialKey, EndpointKey, Tables},
+    tables::{CredentialKey, EndpointKey, Tables, Versioned},
     verdict::{Reason, Verdict},
 };
 
@@ -15,15 +14,17 @@ use crate::{
     emit::{self, Object},
     holders,
     maps::{ENDPOINTS, UNACCOUNTED},
-    respond, socket,
-    tables::KernelTables,
+    respond,
+    socket::Handle,
+    tables::{KernelTables, settled},
     task,
 };
 
 /// Decides the current task's read of `credential`, records the holding, reports and acts. `true` refuses.
 #[inline(never)]
 pub fn read(credential: CredentialId, object: Object<'_>, gate: Gate) -> bool {
-    let task = task::current();
+    let mut task = Task::NOBODY;
+    task::current(&mut task);
     let now = emit::now();
     let mut verdict = decide::read(&KernelTables, now, &task, credential);
     if !verdict.governed() {
@@ -57,28 +58,19 @@ pub enum Named {
     Before,
 }
 
-/// Decides the current task's call on the socket at `sk` to `destination`, leaves its facts with the socket,
+/// Decides the current task's call on the socket to `destination`, leaves its facts with the socket,
 /// reports and acts. `true` refuses.
-///
-/// # Safety
-///
-/// `sk` is a socket that the verifier knows as one, not null.
 #[inline(never)]
-pub unsafe fn reach(
-    sk: *const bpf_sock,
-    destination: &Destination,
-    gate: Gate,
-    named: Named,
-) -> bool {
-    let task = task::current();
+pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named) -> bool {
+    let mut task = Task::NOBODY;
+    task::current(&mut task);
     let now = emit::now();
     let verdict = decide_reach(now, &task, destination);
     if !verdict.governed() {
         return false;
     }
     if !verdict.refuses() {
-        // SAFETY: the caller's promise.
-        unsafe { socket::remember(sk, &task) };
+        socket.remember(&task);
     }
     let reported = match named {
         Named::ByCall => true,
@@ -107,16 +99,12 @@ pub unsafe fn reach(
 /// Leaves with a socket that connects who it is, if that is in no instance: should the process read a
 /// credential later, the packet gate finds it by this. (Before 6.5 `splice` to a socket passes no other gate.)
 /// Returns 0: a result that is no stack pointer.
-///
-/// # Safety
-///
-/// As [`reach`].
 #[inline(never)]
-pub unsafe fn remember_loner(sk: *const bpf_sock) -> u32 {
-    let task = task::current();
+pub fn remember_loner(socket: Handle) -> u32 {
+    let mut task = Task::NOBODY;
+    task::current(&mut task);
     if task.instance.0 == 0 && task::generation().0 != 0 {
-        // SAFETY: the caller's promise.
-        unsafe { socket::remember(sk, &task) };
+        socket.remember(&task);
     }
     0
 }
@@ -173,7 +161,10 @@ pub fn decide_reach(
 #[inline(always)]
 pub fn endpoint(destination: &Destination) -> Option<CredentialId> {
     let key = EndpointKey::new(&destination.address, destination.port());
-    // SAFETY: copied at once.
-    let credential = unsafe { ENDPOINTS.get(&key) }?.at(task::generation());
+    let mut known = Versioned::constant(CredentialId(0));
+    if !settled(&ENDPOINTS, &key, &mut known) {
+        return None;
+    }
+    let credential = known.at(task::generation());
     (credential.0 != 0).then_some(credential)
 }

@@ -13,7 +13,9 @@ use crate::{
     emit, holders,
     kernel::{self, read},
     maps::{CGROUP_NAMES, CGROUPS},
-    offset, task,
+    offset,
+    tables::settled,
+    task,
 };
 
 /// A new task exists and has not run yet. Addresses in the kernel.
@@ -62,10 +64,10 @@ pub fn attached(destination: u64, thread: u64) {
     if !holders::holds(holder) {
         return;
     }
-    // SAFETY: copied at once.
-    let Some(cgroup) = unsafe { CGROUPS.get(id(destination)) }.copied() else {
+    let mut cgroup = Cgroup::default();
+    if !settled(&CGROUPS, &id(destination), &mut cgroup) {
         return;
-    };
+    }
     if cgroup.instance.0 != 0 && !holders::inherit(holder, Holder::instance(cgroup.instance)) {
         emit::notice(
             NoticeKind::TableFull,
@@ -86,15 +88,12 @@ pub fn created(cgroup: u64, path: u64) -> bool {
     }
     let own = id(cgroup);
     let parent = parent(cgroup);
-    let mut record = if parent == 0 {
-        Cgroup::default()
-    } else {
-        // SAFETY: copied at once.
-        unsafe { CGROUPS.get(id(parent)) }
-            .copied()
-            .unwrap_or_default()
-    };
-    let mut named: Option<Versioned<IdentityId>> = lookup(path);
+    let mut record = Cgroup::default();
+    if parent != 0 {
+        settled(&CGROUPS, &id(parent), &mut record);
+    }
+    let mut named = Versioned::constant(IdentityId(0));
+    let mut is_named = lookup(path, &mut named);
     let node: u64 = read(cgroup + offset!(cgroup_kn));
     let name: u64 = read(node + offset!(kn_name));
     let below_slices = record.slices_only != 0;
@@ -109,11 +108,11 @@ pub fn created(cgroup: u64, path: u64) -> bool {
         }
         NameKind::Other => record.slices_only = 0,
     }
-    if named.is_none() && below_slices {
-        named = lookup(name);
+    if !is_named && below_slices {
+        is_named = lookup(name, &mut named);
     }
-    if let Some(identity) = named {
-        record.identity = identity;
+    if is_named {
+        record.identity = named;
     }
     let recorded = CGROUPS.insert(&own, &record, 0).is_ok();
     emit::notice(
@@ -150,9 +149,9 @@ fn process(thread: u64) -> Holder {
     Holder::process(Tgid(read(thread + offset!(task_tgid))), task::start(thread))
 }
 
-/// What the bundle says about a cgroup of this path or unit name.
+/// What the bundle says about a cgroup of this path or unit name; `false` if nothing.
 #[inline(always)]
-fn lookup(text: u64) -> Option<Versioned<IdentityId>> {
+fn lookup(text: u64, identity: &mut Versioned<IdentityId>) -> bool {
     let mut key = CgroupName([0; CGROUP_NAME_BYTES]);
     // SAFETY: reads at most the array's size, and ends it with NUL.
     let read = unsafe {
@@ -164,10 +163,9 @@ fn lookup(text: u64) -> Option<Versioned<IdentityId>> {
     };
     // A text that was cut off must not match a shorter one.
     if read <= 1 || read as usize >= CGROUP_NAME_BYTES {
-        return None;
+        return false;
     }
-    // SAFETY: copied at once.
-    unsafe { CGROUP_NAMES.get(&key) }.copied()
+    settled(&CGROUP_NAMES, &key, identity)
 }
 
 /// What a cgroup's own name says.

@@ -1,6 +1,7 @@
 //! The programs of the `lsm` tier, and the network and lifecycle programs of all tiers.
 //!
-//! Above each hook stands the kernel's prototype.
+//! Above each hook stands the kernel's prototype. On the `modify-return` tier the same program sits on the
+//! function `security_HOOK`, which has the same first arguments.
 #![no_std]
 #![allow(
     clippy::needless_borrows_for_generic_args,
@@ -14,15 +15,20 @@
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    macros::{btf_tracepoint, cgroup_skb, cgroup_sock_addr, lsm, sock_ops},
-    programs::{BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockOpsContext},
+    helpers::generated::bpf_get_socket_cookie,
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, sock_ops},
+    programs::{
+        BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockContext,
+        SockOpsContext,
+    },
 };
 use aya_log_ebpf::warn;
 use enforcer_common::{
     address::{Address, Destination, Protocol},
     event::Gate,
     facts::Task,
-    ids::InodeKey,
+    ids::{CredentialId, InodeKey},
+    tables::Versioned,
 };
 use enforcer_ebpf::{
     capture,
@@ -32,8 +38,8 @@ use enforcer_ebpf::{
     lifecycle,
     maps::{DAEMON, FILES, TASK_IN_CGROUP_PROGRAMS},
     offset, packet, respond,
-    socket::{self, INET, INET6},
-    tables::KernelTables,
+    socket::{self, Handle, INET, INET6},
+    tables::{KernelTables, settled},
     task, watch,
 };
 
@@ -45,7 +51,7 @@ const PASSIVE_ESTABLISHED: u32 = 5;
 /// `int file_open(struct file *file)`
 #[lsm(hook = "file_open")]
 pub fn file_open(ctx: LsmContext) -> i32 {
-    respond::lsm(ctx.arg(1), try_file_open(ctx.arg(0)))
+    respond::lsm(try_file_open(ctx.arg(0)))
 }
 
 #[inline(always)]
@@ -66,10 +72,10 @@ fn try_file_open(file: *const u8) -> bool {
         capture::show(tid, inode as u64);
         return false;
     }
-    // SAFETY: copied at once.
-    let Some(file_entry) = (unsafe { FILES.get(&key) }).copied() else {
+    let mut file_entry = Versioned::constant(CredentialId(0));
+    if !settled(&FILES, &key, &mut file_entry) {
         return false;
-    };
+    }
     let credential = file_entry.at(task::generation());
     // SAFETY: as above.
     let mode: u32 = unsafe { load(file, offset!(file_mode)) };
@@ -85,10 +91,7 @@ fn try_file_open(file: *const u8) -> bool {
 #[lsm(hook = "socket_connect")]
 pub fn endpoint_connect(ctx: LsmContext) -> i32 {
     let name = ctx.arg::<*const u8>(1) as u64;
-    respond::lsm(
-        ctx.arg(3),
-        try_endpoint(ctx.arg(0), name, Gate::SocketConnect),
-    )
+    respond::lsm(try_endpoint(ctx.arg(0), name, Gate::SocketConnect))
 }
 
 /// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, likewise.
@@ -96,20 +99,14 @@ pub fn endpoint_connect(ctx: LsmContext) -> i32 {
 pub fn endpoint_sendmsg(ctx: LsmContext) -> i32 {
     let message = ctx.arg::<*const u8>(1) as u64;
     let name = read(message + offset!(msg_name));
-    respond::lsm(
-        ctx.arg(3),
-        try_endpoint(ctx.arg(0), name, Gate::SocketSendmsg),
-    )
+    respond::lsm(try_endpoint(ctx.arg(0), name, Gate::SocketSendmsg))
 }
 
 /// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`
 #[lsm(hook = "socket_connect")]
 pub fn socket_connect(ctx: LsmContext) -> i32 {
     let name = ctx.arg::<*const u8>(1) as u64;
-    respond::lsm(
-        ctx.arg(3),
-        try_socket(ctx.arg(0), name, Gate::SocketConnect),
-    )
+    respond::lsm(try_socket(ctx.arg(0), name, Gate::SocketConnect))
 }
 
 /// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`
@@ -117,10 +114,7 @@ pub fn socket_connect(ctx: LsmContext) -> i32 {
 pub fn socket_sendmsg(ctx: LsmContext) -> i32 {
     let message = ctx.arg::<*const u8>(1) as u64;
     let name = read(message + offset!(msg_name));
-    respond::lsm(
-        ctx.arg(3),
-        try_socket(ctx.arg(0), name, Gate::SocketSendmsg),
-    )
+    respond::lsm(try_socket(ctx.arg(0), name, Gate::SocketSendmsg))
 }
 
 /// A call that names a destination, the `sockaddr` at a kernel address.
@@ -150,8 +144,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
     };
     if !task::holds() {
         if matches!(gate, Gate::SocketConnect) {
-            // SAFETY: `inet_socket` gives a socket typed by the kernel's BTF, not null.
-            unsafe { gate::remember_loner(sk.sk) };
+            gate::remember_loner(sk.handle());
         }
         return false;
     }
@@ -161,8 +154,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         destination = socket::named(name, sk.family, sk.protocol);
     }
     if destination.is_none() {
-        // SAFETY: `inet_socket` gives a socket typed by the kernel's BTF, not null.
-        if unsafe { is_inbound(sk.sk) } {
+        if is_inbound(sk.handle()) {
             return false;
         }
         named = Named::ByConnection;
@@ -171,8 +163,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
     let Some(destination) = destination else {
         return false;
     };
-    // SAFETY: as above.
-    unsafe { gate::reach(sk.sk, &destination, gate, named) }
+    gate::reach(sk.handle(), &destination, gate, named)
 }
 
 /// A socket of an IP family.
@@ -180,6 +171,14 @@ struct InetSocket {
     sk: *const bpf_sock,
     family: u16,
     protocol: Protocol,
+}
+
+impl InetSocket {
+    #[inline(always)]
+    fn handle(&self) -> Handle {
+        // SAFETY: a socket typed by the kernel's BTF, not null.
+        unsafe { Handle::new(self.sk, || socket::cookie(self.sk as u64)) }
+    }
 }
 
 /// The IP socket behind a `struct socket`; `None` for other families.
@@ -198,19 +197,14 @@ fn inet_socket(sock: *const u8) -> Option<InetSocket> {
     })
 }
 
-/// Whether the socket is an accepted connection on which the bundle permits answers.
-///
-/// # Safety
-///
-/// As [`socket::record`].
-#[inline(always)]
-unsafe fn is_inbound(sk: *const bpf_sock) -> bool {
+/// Whether the socket is an accepted connection on which the bundle permits answers. In a frame of its own.
+#[inline(never)]
+fn is_inbound(socket: Handle) -> bool {
     use enforcer_common::tables::Tables;
-    // SAFETY: the caller's promise.
-    let Some(record) = (unsafe { socket::record(sk) }) else {
+    let Some(record) = socket.record() else {
         return false;
     };
-    // SAFETY: the record lives as long as the socket.
+    // SAFETY: the record lives as long as the program.
     let inbound = unsafe { (*record).inbound } != 0;
     inbound
         && KernelTables
@@ -268,17 +262,14 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     if sk.is_null() {
         return false;
     }
+    // SAFETY: the context's socket, checked above.
+    let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(addr.cast())) };
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
-        if !task::holds() {
-            return false;
-        }
-        // SAFETY: the context's socket, checked above.
-        return unsafe { gate::reach(sk, &destination, gate, Named::Before) };
+        return task::holds() && gate::reach(socket, &destination, gate, Named::Before);
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
-    // SAFETY: the context's socket, checked above.
-    match unsafe { socket::record(sk) } {
-        // SAFETY: the record lives as long as the socket.
+    match socket.record() {
+        // SAFETY: the record lives as long as the program.
         Some(record) if unsafe { (*record).used } != 0 => {
             // SAFETY: as above.
             let task: &Task = unsafe { &(*record).task };
@@ -301,14 +292,30 @@ pub fn tcp_established(ctx: SockOpsContext) -> u32 {
         // SAFETY: the context of a sock-ops program; the socket is checked.
         unsafe {
             let sk = (*ctx.ops).__bindgen_anon_2.sk;
-            if !sk.is_null()
-                && let Some(record) = socket::record_or_new(sk)
-            {
-                (*record).inbound = 1;
+            if !sk.is_null() {
+                let socket = Handle::new(sk, || bpf_get_socket_cookie(ctx.ops.cast()));
+                if let Some(record) = socket.record_or_new() {
+                    (*record).inbound = 1;
+                }
             }
         }
     }
     1
+}
+
+/// Every IP socket, when it is made: gives it the cookie under which its record is kept.
+#[cgroup_sock(sock_create)]
+pub fn sock_create(ctx: SockContext) -> i32 {
+    // SAFETY: the context of a cgroup sock program.
+    unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+    respond::cgroup(false)
+}
+
+/// `void sk_free_security(struct sock *sk)`
+#[lsm(hook = "sk_free_security")]
+pub fn sk_free_security(ctx: LsmContext) -> i32 {
+    socket::freed(ctx.arg::<*const u8>(0) as u64);
+    respond::PERMIT
 }
 
 /// `void d_instantiate(struct dentry *dentry, struct inode *inode)`
@@ -328,7 +335,7 @@ pub fn inode_rename(ctx: LsmContext) -> i32 {
     let old = ctx.arg::<*const u8>(1) as u64;
     let new = ctx.arg::<*const u8>(3) as u64;
     let protected = watch::appears(new, read(old + offset!(dentry_inode)));
-    respond::lsm(ctx.arg(4), !protected)
+    respond::lsm(!protected)
 }
 
 /// `int inode_link(struct dentry *old_dentry, struct inode *dir, struct dentry *new_dentry)`
@@ -337,7 +344,7 @@ pub fn inode_link(ctx: LsmContext) -> i32 {
     let old = ctx.arg::<*const u8>(0) as u64;
     let new = ctx.arg::<*const u8>(2) as u64;
     let protected = watch::appears(new, read(old + offset!(dentry_inode)));
-    respond::lsm(ctx.arg(3), !protected)
+    respond::lsm(!protected)
 }
 
 /// `void inode_free_security(struct inode *inode)`

@@ -56,6 +56,7 @@ pub static OFFSETS: Offsets = Offsets {
     sk_dport: 0,
     sk_daddr: 0,
     sk_v6_daddr: 0,
+    sk_cookie: 0,
     msg_name: 0,
 };
 
@@ -63,6 +64,14 @@ pub static OFFSETS: Offsets = Offsets {
 /// time by trying.
 #[unsafe(no_mangle)]
 pub static TASK_IN_CGROUP_PROGRAMS: u32 = 0;
+
+/// 1 if the hooks are BPF_MODIFY_RETURN programs on the functions that call the LSM hooks; set at load time.
+#[unsafe(no_mangle)]
+pub static MODIFY_RETURN: u32 = 0;
+
+/// A record without anything.
+#[unsafe(no_mangle)]
+pub static NO_RECORD: SocketRecord = SocketRecord::NONE;
 
 /// Process of the daemon, whose own opens are captures and not uses.
 #[map]
@@ -152,6 +161,12 @@ pub static CAPTURES: HashMap<Tid, Capture> = HashMap::with_max_entries(capacity:
 /// Facts of the last call on a socket; freed with it by the kernel (5.10 has it for LSM programs).
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
+
+/// The same by the socket's cookie, where programs have no socket storage; freed by the program on
+/// `security_sk_free`.
+#[map]
+pub static SOCKET_RECORDS: HashMap<u64, SocketRecord> =
+    HashMap::with_max_entries(capacity::SOCKET_RECORDS, BPF_F_NO_PREALLOC);
 
 /// 1 once a holding could not be recorded for a process in no instance: from then on every such process
 /// is judged as if it held too much.

@@ -3,7 +3,9 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+    },
     programs::SkBuffContext,
 };
 use enforcer_common::{
@@ -17,7 +19,8 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    gate, socket,
+    gate,
+    socket::{self, Handle},
     tables::KernelTables,
     task,
 };
@@ -55,8 +58,9 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
         ..Task::default()
     };
     task::classify(&mut by_cgroup);
-    // SAFETY: a full socket, checked above.
-    let record = unsafe { socket::record(sk) };
+    // SAFETY: a full socket, checked above; the context of a cgroup skb program.
+    let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(skb.cast())) };
+    let record = socket.record();
     let mut inbound = is_listening(sk);
     let mut by_call: Option<&Task> = None;
     if let Some(record) = record {
@@ -90,35 +94,25 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
         refused = decide(skb, &by_cgroup, by_call.is_some());
     }
     // SAFETY: a full socket, checked above.
-    unsafe { remember(sk, refused, held) }
+    let is_tcp = unsafe { (*sk).protocol } == u32::from(Protocol::TCP.0);
+    is_tcp && condemned(socket, refused, held) || refused
 }
 
 /// Keeps in mind that a TCP connection had a packet refused, and refuses the rest once its holder has ended:
 /// the kernel goes on sending what is queued.
-///
-/// # Safety
-///
-/// `sk` is a full socket.
 #[inline(always)]
-unsafe fn remember(sk: *const bpf_sock, refused: bool, held: bool) -> bool {
-    // SAFETY: the caller's promise; the record lives as long as the socket.
-    unsafe {
-        if (*sk).protocol != u32::from(Protocol::TCP.0) {
-            return refused;
+fn condemned(socket: Handle, refused: bool, held: bool) -> bool {
+    if refused {
+        if let Some(record) = socket.record_or_new() {
+            // SAFETY: the record lives as long as the program.
+            unsafe { (*record).condemned = 1 };
         }
-        if refused {
-            if let Some(record) = socket::record_or_new(sk) {
-                (*record).condemned = 1;
-            }
-            return true;
-        }
-        if held {
-            return false;
-        }
-        match socket::record(sk) {
-            Some(record) => (*record).condemned != 0,
-            None => false,
-        }
+        return true;
+    }
+    match socket.record() {
+        // SAFETY: as above.
+        Some(record) => !held && unsafe { (*record).condemned } != 0,
+        None => false,
     }
 }
 

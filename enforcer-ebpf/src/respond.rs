@@ -28,16 +28,11 @@ pub fn act(verdict: Verdict) -> u8 {
     taken::REFUSED
 }
 
-/// The LSM hook's return value: an earlier program's refusal stands.
+/// The return value of a program that is a hook, or stands before a function with a result. An earlier
+/// program's refusal stands: the kernel does not call the next ones (BPF trampolines, since 5.7).
 #[inline(always)]
-pub fn lsm(earlier: i32, refuse: bool) -> i32 {
-    if earlier != 0 {
-        earlier
-    } else if refuse {
-        REFUSE
-    } else {
-        PERMIT
-    }
+pub fn lsm(refuse: bool) -> i32 {
+    if refuse { REFUSE } else { PERMIT }
 }
 
 /// A cgroup program's return value: 1 goes on, 0 fails with EPERM or drops the packet.

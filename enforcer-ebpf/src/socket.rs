@@ -1,7 +1,7 @@
 //! Reading sockets and socket addresses.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
     helpers::generated::bpf_sk_storage_get,
 };
 use enforcer_common::{
@@ -10,7 +10,11 @@ use enforcer_common::{
     tables::SocketRecord,
 };
 
-use crate::{kernel::read, maps::SOCKETS, offset};
+use crate::{
+    kernel::{constant, read},
+    maps::{MODIFY_RETURN, NO_RECORD, SOCKET_RECORDS, SOCKETS},
+    offset,
+};
 
 /// `AF_UNSPEC`.
 const UNSPECIFIED: u16 = 0;
@@ -78,56 +82,98 @@ pub fn peer(sk: u64, family: u16, protocol: Protocol) -> Option<Destination> {
     (port != 0).then(|| Destination::new(address, port, protocol))
 }
 
-/// The record kept with a socket, if there is one.
-///
-/// # Safety
-///
-/// `sk` is a socket that the verifier knows as one (a BTF-typed pointer or `bpf_sock`), not null.
-#[inline(always)]
-pub unsafe fn record(sk: *const bpf_sock) -> Option<*mut SocketRecord> {
-    // SAFETY: the caller's promise.
-    let record = unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            sk.cast_mut().cast(),
-            core::ptr::null_mut(),
-            0,
-        )
-    };
-    (!record.is_null()).then_some(record.cast())
+/// A socket and what is kept with it.
+#[derive(Clone, Copy)]
+pub struct Handle {
+    sk: *const bpf_sock,
+    cookie: u64,
 }
 
-/// The record kept with a socket, made if there is none.
-///
-/// # Safety
-///
-/// As [`record`].
-#[inline(always)]
-pub unsafe fn record_or_new(sk: *const bpf_sock) -> Option<*mut SocketRecord> {
-    // SAFETY: the caller's promise.
-    let record = unsafe {
-        bpf_sk_storage_get(
-            (&raw const SOCKETS).cast_mut().cast(),
-            sk.cast_mut().cast(),
-            core::ptr::null_mut(),
-            BPF_SK_STORAGE_GET_F_CREATE as u64,
-        )
-    };
-    (!record.is_null()).then_some(record.cast())
-}
-
-/// Leaves the facts of this call with the socket, for the packet gate.
-///
-/// # Safety
-///
-/// As [`record`].
-#[inline(always)]
-pub unsafe fn remember(sk: *const bpf_sock, task: &Task) {
-    // SAFETY: the caller's promise; the record lives as long as the socket.
-    unsafe {
-        if let Some(record) = record_or_new(sk) {
-            (*record).task = *task;
-            (*record).used = 1;
+impl Handle {
+    /// A socket by its address; `cookie` is asked for where the kernel does not let all programs keep
+    /// something with a socket.
+    ///
+    /// # Safety
+    ///
+    /// `sk` is a socket that the verifier knows as one (a BTF-typed pointer or `bpf_sock`), not null.
+    #[inline(always)]
+    pub unsafe fn new(sk: *const bpf_sock, cookie: impl FnOnce() -> u64) -> Self {
+        let mut handle = Self { sk, cookie: 0 };
+        if by_cookie() {
+            handle.cookie = cookie();
         }
+        handle
     }
+
+    /// The record, if there is one.
+    #[inline(always)]
+    pub fn record(&self) -> Option<*mut SocketRecord> {
+        if by_cookie() {
+            return SOCKET_RECORDS.get_ptr_mut(self.cookie);
+        }
+        self.stored(core::ptr::null(), 0)
+    }
+
+    /// The record, made if there is none; `None` if there is no room for it.
+    #[inline(always)]
+    pub fn record_or_new(&self) -> Option<*mut SocketRecord> {
+        if by_cookie() {
+            // A socket from before the programs may have no cookie yet.
+            if self.cookie == 0 {
+                return None;
+            }
+            if let Some(record) = SOCKET_RECORDS.get_ptr_mut(self.cookie) {
+                return Some(record);
+            }
+            let _ = SOCKET_RECORDS.insert(&self.cookie, &NO_RECORD, BPF_NOEXIST as u64);
+            return SOCKET_RECORDS.get_ptr_mut(self.cookie);
+        }
+        self.stored(core::ptr::null(), BPF_SK_STORAGE_GET_F_CREATE as u64)
+    }
+
+    #[inline(always)]
+    fn stored(&self, initial: *const SocketRecord, flags: u64) -> Option<*mut SocketRecord> {
+        // SAFETY: a socket, by the promise of `new`.
+        let record = unsafe {
+            bpf_sk_storage_get(
+                (&raw const SOCKETS).cast_mut().cast(),
+                self.sk.cast_mut().cast(),
+                initial.cast_mut().cast(),
+                flags,
+            )
+        };
+        (!record.is_null()).then_some(record.cast())
+    }
+
+    /// Leaves the facts of this call with the socket, for the packet gate. In a frame of its own; returns 0,
+    /// which is no stack pointer.
+    #[inline(never)]
+    pub fn remember(self, task: &Task) -> u32 {
+        if let Some(record) = self.record_or_new() {
+            // SAFETY: the record lives as long as the program.
+            unsafe {
+                (*record).task = *task;
+                (*record).used = 1;
+            }
+        }
+        0
+    }
+}
+
+/// Whether records are found by the socket's cookie: BPF_MODIFY_RETURN programs have no socket storage.
+#[inline(always)]
+fn by_cookie() -> bool {
+    constant(&MODIFY_RETURN) != 0
+}
+
+/// The cookie of the socket at a kernel address; 0 if nobody asked for it yet.
+#[inline(always)]
+pub fn cookie(sk: u64) -> u64 {
+    read(sk + offset!(sk_cookie))
+}
+
+/// A socket ends: so does its record.
+#[inline(always)]
+pub fn freed(sk: u64) {
+    let _ = SOCKET_RECORDS.remove(cookie(sk));
 }

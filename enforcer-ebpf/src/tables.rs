@@ -1,6 +1,6 @@
 //! [`Tables`] over BPF maps.
 
-use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
+use aya_ebpf::{helpers::generated::bpf_map_lookup_elem, maps::HashMap};
 use enforcer_common::{
     address::Address,
     decide,
@@ -16,8 +16,34 @@ use crate::{
     task::generation,
 };
 
-/// The kernel's tables. Values are copied out at once: an entry may be reused after its removal.
+/// The kernel's tables.
+///
+/// From 6.1 on the memory of a replaced or removed hash entry may at once become another key's. Entries of
+/// these tables do not change while a decision can see them: their keys have a generation or a number that
+/// stands for their content, and they are removed when no program runs any more that could use them. What is
+/// replaced meanwhile is read with [`settled`].
 pub struct KernelTables;
+
+/// Copies a value that the daemon may be replacing: if after the copy the key has another entry, what was copied
+/// may be a third's, and the new entry is copied instead, which stays as it is until this program has ended.
+/// `false` if there is none. (An `Option` of a larger type would be moved with bytes that were never written,
+/// which kernels before 6.3 do not accept.)
+#[inline(always)]
+pub fn settled<K, V: Copy>(map: &HashMap<K, V>, key: &K, into: &mut V) -> bool {
+    let Some(first) = map.get_ptr(key) else {
+        return false;
+    };
+    // SAFETY: a pointer into the map, valid until the program ends; volatile, so that it is read now.
+    *into = unsafe { core::ptr::read_volatile(first) };
+    let Some(second) = map.get_ptr(key) else {
+        return false;
+    };
+    if second != first {
+        // SAFETY: as above.
+        *into = unsafe { core::ptr::read_volatile(second) };
+    }
+    true
+}
 
 impl Tables for KernelTables {
     #[inline(always)]
@@ -43,7 +69,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn grants(&self, key: &GrantKey) -> Option<&Grants> {
-        // SAFETY: not preallocated, so a removed entry is freed only after the program has ended (RCU).
+        // SAFETY: valid until the program ends, and not reused before.
         unsafe { GRANTS.get(key) }
     }
 

@@ -8,13 +8,14 @@ use enforcer_common::{
     decide,
     facts::Task,
     ids::{BootNs, CgroupId, ExecutableKey, Generation, Tgid, Tid, Uid},
+    tables::Cgroup,
 };
 
 use crate::{
     kernel::{executable_key, read},
     maps::{CGROUPS, GENERATION},
     offset,
-    tables::KernelTables,
+    tables::{KernelTables, settled},
 };
 
 /// Process and thread that run now.
@@ -24,18 +25,11 @@ pub fn ids() -> (Tgid, Tid) {
     (Tgid((both >> 32) as u32), Tid(both as u32))
 }
 
-/// The current task, where the kernel lets the program read it.
-#[inline(always)]
-pub fn current() -> Task {
-    let mut facts = Task::default();
-    fill(&mut facts);
-    facts
-}
-
-/// [`current`] in a frame of its own. Returns the generation, so that no stack pointer is left where a
-/// result would be, which the verifier refuses.
+/// Fills in the current task, where the kernel lets the program read it; `facts` come as zeroes. Into the
+/// caller's memory, because a returned value would be there twice. Returns the generation, so that no stack
+/// pointer is left where a result would be, which the verifier refuses.
 #[inline(never)]
-fn fill(facts: &mut Task) -> u32 {
+pub fn current(facts: &mut Task) -> u32 {
     // SAFETY: no arguments; the address is only read through `read`.
     let task = unsafe { bpf_get_current_task() };
     facts.executable = executable(task);
@@ -53,7 +47,7 @@ pub fn holds() -> bool {
 /// Only what tells whether the current task holds anything: who it is and its instance.
 #[inline(always)]
 pub fn current_holder() -> Task {
-    // SAFETY: as in `fill`.
+    // SAFETY: as in `current`.
     let task = unsafe { bpf_get_current_task() };
     let mut facts = Task::default();
     fill_holder(&mut facts, task);
@@ -73,8 +67,8 @@ fn fill_holder(facts: &mut Task, task: u64) {
 /// its parent's; one without is in no instance and not classified.
 #[inline(always)]
 pub fn classify(task: &mut Task) {
-    // SAFETY: read at once; not preallocated, so freed only after the program has ended (RCU).
-    if let Some(cgroup) = unsafe { CGROUPS.get(&task.cgroup) } {
+    let mut cgroup = Cgroup::default();
+    if settled(&CGROUPS, &task.cgroup, &mut cgroup) {
         task.instance = cgroup.instance;
         task.identity = cgroup.identity.at(generation());
         task.classified = 1;

@@ -13,7 +13,9 @@ use crate::{
     emit,
     kernel::{QSTR_LEN, QSTR_NAME, inode_key, is_directory, read},
     maps::{CHILDREN, FILES, NODES, PATTERNS, WATCHES},
-    offset, task,
+    offset,
+    tables::settled,
+    task,
 };
 
 /// What a name leads to: nodes for a directory, a credential for a file.
@@ -37,10 +39,10 @@ pub fn appears(dentry: u64, inode: u64) -> bool {
         return true;
     }
     let directory = inode_key(read(parent + offset!(dentry_inode)));
-    // SAFETY: copied at once.
-    let Some(watch) = unsafe { WATCHES.get(&directory) }.copied() else {
+    let mut watch = Watch::default();
+    if !settled(&WATCHES, &directory, &mut watch) {
         return true;
-    };
+    }
     arrive(&watch, directory, dentry, inode)
 }
 
@@ -149,10 +151,8 @@ impl Arrival {
 /// Protects a file in the generation in force and all later ones, unless the daemon already said what it is.
 #[inline(always)]
 fn protect(file: InodeKey, credential: CredentialId) -> bool {
-    // SAFETY: copied at once.
-    if let Some(known) = unsafe { FILES.get(&file) }
-        && known.at(task::generation()).0 != 0
-    {
+    let mut known = Versioned::constant(CredentialId(0));
+    if settled(&FILES, &file, &mut known) && known.at(task::generation()).0 != 0 {
         return true;
     }
     FILES

@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use enforcer::bundle::{self, LoadError};
 use enforcer::control::{self, Ask, Request};
 use enforcer::kernel::probe;
+use enforcer::kernel::tier::Tier;
 use serde_json::Value;
 
 use crate::run::{Settings, run};
@@ -39,6 +40,9 @@ enum Command {
         /// Also write the events to this file (created with mode 0600)
         #[arg(long, env = "ENFORCER_EVENT_LOG", value_name = "FILE")]
         event_log: Option<PathBuf>,
+        /// By what means to gate; auto takes the strongest this kernel has
+        #[arg(long, env = "ENFORCER_TIER", value_enum, default_value_t)]
+        tier: WantedTier,
         #[command(flatten)]
         socket: Socket,
     },
@@ -47,7 +51,7 @@ enum Command {
         /// A YAML file, or a directory of them
         bundle: PathBuf,
     },
-    /// Says what this kernel can enforce, by trying; exit code 3 if something is missing
+    /// Says what this kernel can enforce, by trying; exit code 3 if it has none of the tiers
     Probe {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
@@ -103,6 +107,30 @@ struct Socket {
     socket: PathBuf,
 }
 
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum WantedTier {
+    /// The strongest this kernel has
+    #[default]
+    Auto,
+    /// LSM hooks: the kernel's LSM list has `bpf`
+    Lsm,
+    /// The same programs on the functions that call the hooks
+    ModifyReturn,
+    /// Permission events for files; the network gates as on the others
+    Fanotify,
+}
+
+impl From<WantedTier> for Option<Tier> {
+    fn from(wanted: WantedTier) -> Self {
+        match wanted {
+            WantedTier::Auto => None,
+            WantedTier::Lsm => Some(Tier::Lsm),
+            WantedTier::ModifyReturn => Some(Tier::ModifyReturn),
+            WantedTier::Fanotify => Some(Tier::Fanotify),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum Output {
     /// For people
@@ -119,8 +147,10 @@ impl Cli {
             Command::Run {
                 bundle,
                 event_log,
+                tier,
                 socket,
             } => start(Settings {
+                tier: tier.into(),
                 bundle: std::path::absolute(&bundle).unwrap_or(bundle),
                 event_log,
                 socket: socket.socket,
@@ -226,7 +256,7 @@ fn show_probe(output: Output) -> ExitCode {
             }
         }
     }
-    if found.iter().all(|it| it.available) {
+    if probe::enforceable(&found) {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(WANTING)

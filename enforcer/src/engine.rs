@@ -24,8 +24,9 @@ use crate::bundle::{Bundle, LoadError, Mode};
 use crate::canary::{self, Canaries};
 use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile, difference};
 use crate::kernel::clock::Keeper;
-use crate::kernel::load::{self, cgroup_root};
+use crate::kernel::load::{self, Loaded, cgroup_root};
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::tier::Tier;
 use crate::node::files::Files;
 use crate::node::names::Names;
 use crate::node::{cgroups, executables, processes, users};
@@ -74,7 +75,7 @@ struct InForce {
 
 /// Everything the daemon knows.
 pub struct Engine {
-    ebpf: Ebpf,
+    loaded: Loaded,
     source: PathBuf,
     numbering: Numbering,
     clock: Keeper,
@@ -99,12 +100,10 @@ impl Engine {
         directory: &std::path::Path,
         log: Log,
     ) -> Result<Self, Error> {
-        let mut ebpf = load::load(options)?;
-        Maps(&mut ebpf).set("DAEMON", 0, Tgid(std::process::id()))?;
-        load::attach(&mut ebpf)?;
-        let canaries = Canaries::new(&mut ebpf, directory)?;
+        let mut loaded = load::start(options, Tgid(std::process::id()))?;
+        let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
         Ok(Self {
-            ebpf,
+            loaded,
             source,
             numbering: Numbering::default(),
             clock: Keeper::new(),
@@ -124,7 +123,7 @@ impl Engine {
 
     /// The loaded object, for reading its rings.
     pub fn ebpf(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+        &mut self.loaded.ebpf
     }
 
     /// Where the bundle is read from.
@@ -183,7 +182,7 @@ impl Engine {
         }
         self.names.refresh(&bundle).await;
         let facts = Facts {
-            executables: executables::look(&mut self.ebpf, &bundle),
+            executables: executables::look(&mut self.loaded.ebpf, &bundle),
             users: users::users(),
             hosts: self.names.hosts(),
             clock: self.clock.clock(),
@@ -238,7 +237,7 @@ impl Engine {
     /// out what only the previous one used.
     fn swap(&mut self, old: Option<&Policy>, new: &Policy, next: Generation) -> Result<(), Error> {
         self.write_cgroups(old, new, next)?;
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         for (id, credential) in &new.credentials {
             maps.put("CREDENTIALS", CredentialKey::new(next, *id), *credential)?;
         }
@@ -262,14 +261,22 @@ impl Engine {
         }
         let none = BTreeMap::new();
         let endpoints = old.map_or(&none, |it| &it.endpoints);
-        write_versioned(&mut maps, "ENDPOINTS", endpoints, &new.endpoints, next)?;
+        let current = self.generation;
+        write_versioned(
+            &mut maps,
+            "ENDPOINTS",
+            endpoints,
+            &new.endpoints,
+            current,
+            next,
+        )?;
         let watch = self.write_watch_tree(old, new)?;
         let prepared = self
             .files
-            .prepare(&mut self.ebpf, new, self.generation, next)?;
-        self.canaries.protect(&mut self.ebpf, new)?;
+            .prepare(&mut self.loaded.ebpf, new, self.generation, next)?;
+        self.canaries.protect(&mut self.loaded.ebpf, new)?;
 
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         let mut description = new.bundle;
         description.generation = next;
         maps.set("BUNDLES", next.0 & 1, description)?;
@@ -277,9 +284,9 @@ impl Engine {
         let previous = std::mem::replace(&mut self.generation, next);
         grace();
 
-        self.files.finish(&mut self.ebpf, prepared)?;
-        self.canaries.protect(&mut self.ebpf, new)?;
-        let mut maps = Maps(&mut self.ebpf);
+        self.files.finish(&mut self.loaded.ebpf, prepared)?;
+        self.canaries.protect(&mut self.loaded.ebpf, new)?;
+        let mut maps = Maps(&mut self.loaded.ebpf);
         if let Some(old) = old {
             for id in old.credentials.keys() {
                 maps.remove::<_, enforcer_common::tables::Credential>(
@@ -336,26 +343,39 @@ impl Engine {
         new: &Policy,
         next: Generation,
     ) -> Result<(), Error> {
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         let none = BTreeMap::new();
         let names = old.map_or(&none, |it| &it.cgroup_names);
-        write_versioned(&mut maps, "CGROUP_NAMES", names, &new.cgroup_names, next)?;
+        let current = self.generation;
+        write_versioned(
+            &mut maps,
+            "CGROUP_NAMES",
+            names,
+            &new.cgroup_names,
+            current,
+            next,
+        )?;
         let found = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
         for cgroup in found {
-            let identity = Versioned {
-                from: next,
-                before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
-                after: new.identity_of(&cgroup.path),
-            };
-            maps.put(
-                "CGROUPS",
-                cgroup.id,
-                Cgroup {
-                    instance: cgroup.instance,
-                    identity,
-                    slices_only: u32::from(cgroup.slices_only),
+            let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
+            let mut record = Cgroup {
+                instance: cgroup.instance,
+                identity: Versioned {
+                    from: next,
+                    before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
+                    after: new.identity_of(&cgroup.path),
                 },
-            )?;
+                slices_only: u32::from(cgroup.slices_only),
+            };
+            if let Some(known) = known
+                && known.identity.at(current) == record.identity.before
+                && known.identity.at(next) == record.identity.after
+            {
+                record.identity = known.identity;
+            }
+            if known != Some(record) {
+                maps.put("CGROUPS", cgroup.id, record)?;
+            }
         }
         Ok(())
     }
@@ -367,7 +387,7 @@ impl Engine {
         old: Option<&Policy>,
         new: &Policy,
     ) -> Result<(Vec<ChildKey>, Vec<PatternKey>, Vec<WatchNode>), Error> {
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         let (new, empty) = (&new.watch, crate::compile::WatchTree::default());
         let old = old.map_or(&empty, |it| &it.watch);
         let nodes = difference(&old.nodes, &new.nodes);
@@ -413,7 +433,7 @@ impl Engine {
     }
 
     fn add_holding(&mut self, holder: Holder, credential: CredentialId) -> Result<(), Error> {
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         for slot in 0..=HELD_PER_HOLDER {
             let key = HolderKey { holder, slot };
             if maps.put_new("HOLDERS", &key, &credential)?
@@ -451,6 +471,7 @@ impl Engine {
             executables: &in_force.executables,
             hosts: &hosts,
             wall: &|boot| self.clock.wall(boot),
+            tier: self.loaded.tier,
         };
         self.log.write_use(record, &context);
     }
@@ -486,7 +507,7 @@ impl Engine {
             return Ok(());
         };
         self.files.appeared(
-            &mut self.ebpf,
+            &mut self.loaded.ebpf,
             &in_force.policy,
             &notice.directory,
             notice.file,
@@ -501,7 +522,7 @@ impl Engine {
             return Ok(());
         };
         let exact = in_force.policy.identity_of(path);
-        let mut maps = Maps(&mut self.ebpf);
+        let mut maps = Maps(&mut self.loaded.ebpf);
         let known: Option<Cgroup> = maps.get("CGROUPS", &id)?;
         if let Some(mut cgroup) = known
             && cgroup.identity.at(in_force.generation) != exact
@@ -525,7 +546,7 @@ impl Engine {
         if result != self.proven {
             self.log.write(
                 "state",
-                json!({"state": state(&result, true, false), "reason": result.as_ref().err()}),
+                json!({"state": state(&result, true, false, self.loaded.tier), "reason": result.as_ref().err()}),
             );
         }
         self.proven = result;
@@ -550,7 +571,7 @@ impl Engine {
     fn report_losses(&mut self) {
         for ring in Ring::ALL {
             let index = *ring as usize;
-            let lost = Maps(&mut self.ebpf).sum("LOST", index as u32);
+            let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
             let Ok(lost) = lost else { continue };
             let new = lost - self.lost[index];
             if new > 0 {
@@ -571,8 +592,8 @@ impl Engine {
             .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
         let proven = &self.proven;
         json!({
-            "state": state(proven, self.in_force.is_some(), monitoring),
-            "tier": "lsm",
+            "state": state(proven, self.in_force.is_some(), monitoring, self.loaded.tier),
+            "tier": self.loaded.tier,
             "reason": proven.as_ref().err(),
             "generation": self.generation.0,
             "bundle": self.in_force.as_ref().map(|it| json!({
@@ -605,7 +626,7 @@ impl Engine {
         &mut self,
         path: &std::path::Path,
     ) -> Result<enforcer_common::ids::ExecutableKey, crate::kernel::capture::Error> {
-        crate::kernel::capture::capture(&mut self.ebpf, path).map(|(keys, _)| keys[0])
+        crate::kernel::capture::capture(&mut self.loaded.ebpf, path).map(|(keys, _)| keys[0])
     }
 
     /// What a cgroup of this path means in the bundle in force.
@@ -643,12 +664,12 @@ const NOT_COVERED: &[&str] = &[
 ];
 
 /// The word for how things are.
-fn state(proven: &Result<(), String>, bundle: bool, monitoring: bool) -> &'static str {
+fn state(proven: &Result<(), String>, bundle: bool, monitoring: bool, tier: Tier) -> String {
     match (bundle, proven) {
-        (false, _) => "no-bundle",
-        (true, Err(_)) => "degraded",
-        (true, Ok(())) if monitoring => "monitoring",
-        (true, Ok(())) => "enforcing/lsm",
+        (false, _) => "no-bundle".to_owned(),
+        (true, Err(_)) => "degraded".to_owned(),
+        (true, Ok(())) if monitoring => "monitoring".to_owned(),
+        (true, Ok(())) => format!("enforcing/{}", tier.name()),
     }
 }
 
@@ -658,20 +679,17 @@ fn write_versioned<K, V>(
     table: &'static str,
     old: &BTreeMap<K, V>,
     new: &BTreeMap<K, V>,
+    current: Generation,
     next: Generation,
 ) -> Result<(), maps::Error>
 where
     K: aya::Pod + Ord,
-    V: Copy + Default,
+    V: Copy + Default + PartialEq,
     Versioned<V>: aya::Pod,
 {
     for key in old.keys().chain(new.keys()) {
-        let value = Versioned {
-            from: next,
-            before: old.get(key).copied().unwrap_or_default(),
-            after: new.get(key).copied().unwrap_or_default(),
-        };
-        maps.put(table, *key, value)?;
+        let after = new.get(key).copied().unwrap_or_default();
+        maps.put_from(table, *key, after, current, next)?;
     }
     Ok(())
 }

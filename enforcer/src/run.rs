@@ -10,6 +10,7 @@ use enforcer::control::{Request, question};
 use enforcer::engine::Engine;
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Record};
+use enforcer::kernel::tier::Tier;
 use enforcer::record::Log;
 use notify::{RecursiveMode, Watcher as _};
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ pub struct Settings {
     pub bundle: PathBuf,
     /// A file for the events, besides standard output.
     pub event_log: Option<PathBuf>,
+    /// The tier to use; the strongest to be had if not given.
+    pub tier: Option<Tier>,
     /// The control socket; the canaries' files lie beside it.
     pub socket: PathBuf,
 }
@@ -50,7 +53,11 @@ pub async fn run(settings: Settings) -> Result<()> {
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     let log = Log::new(settings.event_log.as_deref())
         .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
-    let mut engine = Engine::new(&Options::default(), settings.bundle, directory, log)?;
+    let options = Options {
+        tier: settings.tier,
+        ..Options::default()
+    };
+    let mut engine = Engine::new(&options, settings.bundle, directory, log)?;
 
     let (records, mut recorded) = mpsc::channel(RECORDS);
     rings::start(engine.ebpf(), &records)?;

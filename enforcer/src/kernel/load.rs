@@ -2,33 +2,90 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr, Lsm,
-    ProgramError, SockOps,
+    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr,
+    Lsm, ProgramError, SockOps,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use enforcer_common::capacity;
+use enforcer_common::ids::Tgid;
 
 use super::btf;
+use super::capture::{self, capture};
+use super::maps::{self, Maps};
+use super::modify_return::{self, Attach, Programs};
+use super::tier::Tier;
 
 /// The kernel side's object, as built with this daemon.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
-/// LSM programs and their hooks, in the order of attaching: those that keep file keys up to date, the read
-/// gate, the call gate.
-const LSM_HOOKS: &[(&str, &str)] = &[
-    ("d_instantiate", "d_instantiate"),
-    ("inode_rename", "inode_rename"),
-    ("inode_link", "inode_link"),
-    ("inode_free_security", "inode_free_security"),
-    ("file_open", "file_open"),
-    ("endpoint_connect", "socket_connect"),
-    ("endpoint_sendmsg", "socket_sendmsg"),
-    ("socket_connect", "socket_connect"),
-    ("socket_sendmsg", "socket_sendmsg"),
+/// A program of the two tiers with hooks.
+struct Hook {
+    program: &'static str,
+    /// The LSM hook.
+    hook: &'static str,
+    /// The function that calls the hook.
+    function: &'static str,
+    /// Whether it has a result, by which it can refuse.
+    attach: Attach,
+}
+
+impl Hook {
+    const fn gate(program: &'static str, hook: &'static str, function: &'static str) -> Self {
+        let attach = Attach::ModifyReturn;
+        Self {
+            program,
+            hook,
+            function,
+            attach,
+        }
+    }
+
+    const fn notice(hook: &'static str, function: &'static str) -> Self {
+        let attach = Attach::Entry;
+        Self {
+            program: hook,
+            hook,
+            function,
+            attach,
+        }
+    }
+}
+
+/// In the order of attaching: those that keep file keys up to date, the read gate, the call gate.
+const HOOKS: &[Hook] = &[
+    Hook::notice("d_instantiate", "security_d_instantiate"),
+    Hook::gate("inode_rename", "inode_rename", "security_inode_rename"),
+    Hook::gate("inode_link", "inode_link", "security_inode_link"),
+    Hook::notice("inode_free_security", "security_inode_free"),
+    Hook::gate("file_open", "file_open", "security_file_open"),
+    Hook::gate(
+        "endpoint_connect",
+        "socket_connect",
+        "security_socket_connect",
+    ),
+    Hook::gate(
+        "endpoint_sendmsg",
+        "socket_sendmsg",
+        "security_socket_sendmsg",
+    ),
+    Hook::gate(
+        "socket_connect",
+        "socket_connect",
+        "security_socket_connect",
+    ),
+    Hook::gate(
+        "socket_sendmsg",
+        "socket_sendmsg",
+        "security_socket_sendmsg",
+    ),
 ];
+
+/// Frees the records of sockets where those are not kept with the sockets themselves.
+const SOCKET_FREED: Hook = Hook::notice("sk_free_security", "security_sk_free");
 
 /// BTF tracepoints that follow processes and cgroups.
 const TRACEPOINTS: &[&str] = &[
@@ -69,6 +126,36 @@ pub enum Error {
         /// Why.
         source: Box<ProgramError>,
     },
+    /// `bpf` is not among the kernel's security modules: LSM programs would be accepted and never run.
+    #[error(
+        "the kernel's security modules are `{list}`, without `bpf`; add it to lsm= on the kernel's command line, or use --tier modify-return"
+    )]
+    NotListed {
+        /// What there is.
+        list: String,
+    },
+    /// The object cannot be linked for BPF_MODIFY_RETURN.
+    #[error("cannot prepare the programs of the modify-return tier")]
+    Relink(#[source] modify_return::Error),
+    /// A BPF_MODIFY_RETURN program was refused.
+    #[error("program `{program}` on {function}")]
+    NotHooked {
+        /// The program.
+        program: String,
+        /// The kernel function.
+        function: String,
+        /// Why.
+        source: modify_return::Error,
+    },
+    /// The hooks do not see what they should.
+    #[error("the programs are attached, and the kernel does not call them")]
+    NotCalled(#[from] Box<capture::Error>),
+    /// A table cannot be written.
+    #[error(transparent)]
+    Table(#[from] maps::Error),
+    /// No tier can be had.
+    #[error("this kernel has none of the tiers; `enforcer probe` tells why")]
+    NoTier,
     /// There is no cgroup v2 hierarchy.
     #[error("no cgroup v2 hierarchy is mounted; mount one at /sys/fs/cgroup")]
     NoCgroup2,
@@ -85,6 +172,8 @@ pub enum Error {
 /// Options that tests and large nodes set.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
+    /// The tier to use; the strongest to be had if not given.
+    pub tier: Option<Tier>,
     /// Entries of the holders table.
     pub holders: u32,
     /// Bytes of the ring for denials.
@@ -96,6 +185,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            tier: None,
             holders: capacity::HOLDERS,
             denials_ring_bytes: capacity::DENIALS_RING_BYTES,
             uses_ring_bytes: capacity::USES_RING_BYTES,
@@ -103,13 +193,68 @@ impl Default for Options {
     }
 }
 
-/// Loads the object, with the running kernel's offsets, and every program in it. Nothing is attached.
-pub fn load(options: &Options) -> Result<Ebpf, Error> {
+/// The programs in the kernel, and what keeps them there.
+pub struct Loaded {
+    /// The object: its maps, and the programs that aya loads.
+    pub ebpf: Ebpf,
+    /// By what means reads and calls are refused.
+    pub tier: Tier,
+    /// The programs of the hooks on the `modify-return` tier, in the order of attaching.
+    hooks: Vec<(&'static str, OwnedFd)>,
+    /// What keeps those attached.
+    links: Vec<OwnedFd>,
+}
+
+/// Loads and attaches the programs of the strongest tier this kernel has, or of the one asked for. Opens by
+/// the process `daemon` are not uses.
+pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
+    let tiers = match &options.tier {
+        Some(tier) => std::slice::from_ref(tier),
+        None => &Tier::ALL,
+    };
+    let mut first = None;
+    for tier in tiers {
+        match start_tier(options, *tier, daemon) {
+            Ok(loaded) => return Ok(loaded),
+            Err(error) => {
+                if options.tier.is_none() {
+                    tracing::info!(
+                        tier = tier.name(),
+                        "this tier is not to be had: {}",
+                        crate::chain(&error)
+                    );
+                }
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or(Error::NoTier))
+}
+
+/// Loads and attaches one tier, and sees that its hooks are called.
+pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded, Error> {
+    let mut loaded = load_tier(options, tier)?;
+    Maps(&mut loaded.ebpf).set("DAEMON", 0, daemon)?;
+    attach(&mut loaded)?;
+    if tier != Tier::Fanotify {
+        capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
+    }
+    Ok(loaded)
+}
+
+fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
+    if tier == Tier::Lsm
+        && !lsm_list().is_some_and(|list| list.split(',').any(|name| name == "bpf"))
+    {
+        return Err(Error::NotListed {
+            list: lsm_list().unwrap_or_default(),
+        });
+    }
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let mut loaded = None;
     // Whether cgroup programs can read the task is found by trying: 6.1 and later can.
     for task_in_cgroup_programs in [1, 0] {
-        let mut ebpf = open(options, task_in_cgroup_programs)?;
+        let mut ebpf = open(options, tier, task_in_cgroup_programs)?;
         match load_sock_addr(&mut ebpf) {
             Ok(()) => {
                 loaded = Some(ebpf);
@@ -120,10 +265,30 @@ pub fn load(options: &Options) -> Result<Ebpf, Error> {
         }
     }
     let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
-    for (name, hook) in LSM_HOOKS {
-        program::<Lsm>(&mut ebpf, name)?
-            .load(hook, &btf)
-            .map_err(refused(name, "loading"))?;
+    let mut hooks = Vec::new();
+    match tier {
+        Tier::Lsm => {
+            for Hook {
+                program: name,
+                hook,
+                ..
+            } in HOOKS
+            {
+                program::<Lsm>(&mut ebpf, name)?
+                    .load(hook, &btf)
+                    .map_err(refused(name, "loading"))?;
+            }
+        }
+        Tier::ModifyReturn => {
+            let programs = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
+            for hook in HOOKS.iter().chain([&SOCKET_FREED]) {
+                let program = programs
+                    .load(hook.program, hook.function, hook.attach, &btf)
+                    .map_err(not_hooked(hook.program, hook.function))?;
+                hooks.push((hook.program, program));
+            }
+        }
+        Tier::Fanotify => {}
     }
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(&mut ebpf, tracepoint)?
@@ -133,21 +298,31 @@ pub fn load(options: &Options) -> Result<Ebpf, Error> {
     program::<CgroupSkb>(&mut ebpf, "egress")?
         .load()
         .map_err(refused("egress", "loading"))?;
+    program::<CgroupSock>(&mut ebpf, "sock_create")?
+        .load()
+        .map_err(refused("sock_create", "loading"))?;
     program::<SockOps>(&mut ebpf, "tcp_established")?
         .load()
         .map_err(refused("tcp_established", "loading"))?;
-    Ok(ebpf)
+    Ok(Loaded {
+        ebpf,
+        tier,
+        hooks,
+        links: Vec::new(),
+    })
 }
 
 /// Creates the maps and prepares the programs.
-pub fn open(options: &Options, task_in_cgroup_programs: u32) -> Result<Ebpf, Error> {
+fn open(options: &Options, tier: Tier, task_in_cgroup_programs: u32) -> Result<Ebpf, Error> {
     let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
+    let modify_return = u32::from(tier == Tier::ModifyReturn);
     EbpfLoader::new()
         .btf(Some(&btf))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
         .override_global("OFFSETS", &offsets, true)
         .override_global("TASK_IN_CGROUP_PROGRAMS", &task_in_cgroup_programs, true)
+        .override_global("MODIFY_RETURN", &modify_return, true)
         .map_max_entries("HOLDERS", options.holders)
         .map_max_entries("DENIALS", options.denials_ring_bytes)
         .map_max_entries("USES", options.uses_ring_bytes)
@@ -166,9 +341,10 @@ fn load_sock_addr(ebpf: &mut Ebpf) -> Result<(), Error> {
 
 /// Attaches every program: first those that follow processes, cgroups and files, then the gates, so that
 /// no gate decides on facts that nobody keeps up to date.
-pub fn attach(ebpf: &mut Ebpf) -> Result<(), Error> {
+fn attach(loaded: &mut Loaded) -> Result<(), Error> {
     let path = cgroup_root()?;
     let root = File::open(&path).map_err(|source| Error::CgroupRoot { path, source })?;
+    let ebpf = &mut loaded.ebpf;
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(ebpf, tracepoint)?
             .attach()
@@ -177,11 +353,11 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<(), Error> {
     program::<SockOps>(ebpf, "tcp_established")?
         .attach(&root, CgroupAttachMode::Single)
         .map_err(refused("tcp_established", "attaching"))?;
-    for (name, _) in LSM_HOOKS {
-        program::<Lsm>(ebpf, name)?
-            .attach()
-            .map_err(refused(name, "attaching"))?;
-    }
+    program::<CgroupSock>(ebpf, "sock_create")?
+        .attach(&root, CgroupAttachMode::Single)
+        .map_err(refused("sock_create", "attaching"))?;
+    attach_hooks(loaded)?;
+    let ebpf = &mut loaded.ebpf;
     for name in SOCK_ADDR {
         program::<CgroupSockAddr>(ebpf, name)?
             .attach(&root, CgroupAttachMode::Single)
@@ -191,6 +367,27 @@ pub fn attach(ebpf: &mut Ebpf) -> Result<(), Error> {
         .attach(&root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
         .map_err(refused("egress", "attaching"))?;
     Ok(())
+}
+
+fn attach_hooks(loaded: &mut Loaded) -> Result<(), Error> {
+    if loaded.tier == Tier::Lsm {
+        for Hook { program: name, .. } in HOOKS {
+            program::<Lsm>(&mut loaded.ebpf, name)?
+                .attach()
+                .map_err(refused(name, "attaching"))?;
+        }
+    }
+    for (name, program) in &loaded.hooks {
+        let link = modify_return::attach(program).map_err(not_hooked(name, "its function"))?;
+        loaded.links.push(link);
+    }
+    Ok(())
+}
+
+/// The kernel's list of security modules; `None` if it does not say (securityfs is not mounted).
+pub fn lsm_list() -> Option<String> {
+    let list = std::fs::read_to_string("/sys/kernel/security/lsm").ok()?;
+    Some(list.trim().to_owned())
 }
 
 /// Where cgroup v2 is mounted: the root, never a subdirectory, so that nothing lies outside.
@@ -223,5 +420,14 @@ fn refused(program: &str, step: &'static str) -> impl FnOnce(ProgramError) -> Er
         program,
         step,
         source: Box::new(source),
+    }
+}
+
+fn not_hooked(program: &str, function: &str) -> impl FnOnce(modify_return::Error) -> Error {
+    let (program, function) = (program.to_owned(), function.to_owned());
+    move |source| Error::NotHooked {
+        program,
+        function,
+        source,
     }
 }

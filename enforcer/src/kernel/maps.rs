@@ -4,6 +4,8 @@ use std::borrow::Borrow;
 
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, lpm_trie};
 use aya::{Ebpf, Pod};
+use enforcer_common::ids::Generation;
+use enforcer_common::tables::Versioned;
 
 /// Why a table could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +47,32 @@ impl Maps<'_> {
         self.hash(table)?
             .insert(key, value, 0)
             .map_err(failed("write to", table))
+    }
+
+    /// Makes `key` mean `after` from generation `next` on; until then it goes on meaning what it does in
+    /// `current`. Writes nothing if that is so already.
+    pub fn put_from<K: Pod, V: Copy + Default + PartialEq>(
+        &mut self,
+        table: &'static str,
+        key: K,
+        after: V,
+        current: Generation,
+        next: Generation,
+    ) -> Result<(), Error>
+    where
+        Versioned<V>: Pod,
+    {
+        let known = self.get::<K, Versioned<V>>(table, &key)?;
+        let before = known.map_or(V::default(), |it| it.at(current));
+        if known.is_some_and(|it| it.at(next) == after) && before == after {
+            return Ok(());
+        }
+        let value = Versioned {
+            from: next,
+            before,
+            after,
+        };
+        self.put(table, key, value)
     }
 
     /// Writes one entry unless the key is taken. `false` if it is.

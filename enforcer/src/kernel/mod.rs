@@ -5,6 +5,8 @@ pub mod capture;
 pub mod clock;
 pub mod load;
 pub mod maps;
+pub mod modify_return;
 pub mod probe;
 pub mod replay;
 pub mod rings;
+pub mod tier;

@@ -1,10 +1,11 @@
 //! What this kernel can do, found by trying.
 
-use std::path::Path;
-
+use enforcer_common::ids::Tgid;
 use serde::Serialize;
 
-use super::{btf, load};
+use super::btf;
+use super::load::{self, Loaded};
+use super::tier::Tier;
 
 /// One capability.
 #[derive(Debug, Serialize)]
@@ -18,6 +19,13 @@ pub struct Capability {
     /// What to do about it, if it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<&'static str>,
+}
+
+/// Whether some tier can be had.
+pub fn enforceable(found: &[Capability]) -> bool {
+    found
+        .iter()
+        .any(|it| it.available && it.name.starts_with("tier-"))
 }
 
 /// Tries everything this version needs.
@@ -40,67 +48,58 @@ pub fn probe() -> Vec<Capability> {
             "add `bpf` to the lsm= list on the kernel's command line (or CONFIG_LSM)",
         ),
     ];
-    found.extend(programs());
+    found.extend(Tier::ALL.map(try_tier));
     found
 }
 
-/// Whether the kernel lists `bpf` among its security modules. Only a hint: attaching is the proof.
+/// Whether the kernel lists `bpf` among its security modules. Only a hint: that the hooks are called is the proof.
 fn lsm_list() -> Result<String, std::io::Error> {
-    let list = std::fs::read_to_string(Path::new("/sys/kernel/security/lsm"))?;
-    if list.split(',').any(|name| name.trim() == "bpf") {
-        Ok(list.trim().to_owned())
-    } else {
-        Err(std::io::Error::other(format!(
-            "the list is {}",
-            list.trim()
-        )))
+    match load::lsm_list() {
+        Some(list) if list.split(',').any(|name| name == "bpf") => Ok(list),
+        Some(list) => Err(std::io::Error::other(format!("the list is {list}"))),
+        None => Err(std::io::Error::other(
+            "/sys/kernel/security/lsm cannot be read: mount securityfs there to see it",
+        )),
     }
 }
 
-/// Loads the programs and attaches them one moment, with empty tables, so that nothing is refused.
-fn programs() -> Vec<Capability> {
-    const LOAD: &str = "run as root on 5.10 or later with CONFIG_BPF_LSM=y and CONFIG_CGROUP_BPF=y; the error names the program";
-    const ATTACH: &str = "the program is accepted but not attached: see bpf-lsm-listed for lsm programs; inside a container, mount the host's cgroup root";
-    let mut loaded = match load::load(&load::Options::default()) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            return vec![Capability {
-                name: "programs-load",
-                available: false,
-                detail: crate::chain(&error),
-                remedy: Some(LOAD),
-            }];
-        }
+/// Loads and attaches a tier's programs one moment, with empty tables, so that nothing is refused.
+fn try_tier(tier: Tier) -> Capability {
+    let (name, remedy) = match tier {
+        Tier::Lsm => (
+            "tier-lsm",
+            "add `bpf` to the lsm= list on the kernel's command line; CONFIG_BPF_LSM=y, 5.10 or later",
+        ),
+        Tier::ModifyReturn => (
+            "tier-modify-return",
+            "a kernel 5.10 or later with BPF trampolines (CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS) and without lockdown",
+        ),
+        Tier::Fanotify => (
+            "tier-fanotify",
+            "run as root on 5.10 or later with CONFIG_CGROUP_BPF=y and CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y; inside a container, mount the host's cgroup root",
+        ),
     };
+    let nobody = Tgid(std::process::id());
+    let tried = load::start_tier(&load::Options::default(), tier, nobody);
+    check(name, tried.map(|loaded| works(&loaded)), remedy)
+}
+
+fn works(loaded: &Loaded) -> String {
     let verified: Vec<String> = loaded
+        .ebpf
         .programs()
         .filter_map(|(name, program)| {
             let count = program.info().ok()?.verified_instruction_count()?;
             Some(format!("{name} {count}"))
         })
         .collect();
-    let detail = if verified.is_empty() {
-        "every program passed the verifier".to_owned()
-    } else {
-        format!(
-            "every program passed the verifier; instructions it walked: {}",
-            verified.join(", ")
-        )
-    };
-    vec![
-        Capability {
-            name: "programs-load",
-            available: true,
-            detail,
-            remedy: None,
-        },
-        check(
-            "programs-attach",
-            load::attach(&mut loaded)
-                .map(|()| "LSM hooks, tracepoints and cgroup programs; taken off again".to_owned()),
-            ATTACH,
-        ),
-    ]
+    if verified.is_empty() {
+        return "attached, seen to be called, taken off again".to_owned();
+    }
+    format!(
+        "attached, seen to be called, taken off again; instructions the verifier walked: {}",
+        verified.join(", ")
+    )
 }
 
 fn check<E: std::error::Error>(

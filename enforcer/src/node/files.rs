@@ -160,17 +160,7 @@ fn protect(
     current: Generation,
     next: Generation,
 ) -> Result<(), maps::Error> {
-    let known: Option<Versioned<CredentialId>> = Maps(ebpf).get("FILES", &key)?;
-    let before = known.map_or(CredentialId(0), |it| it.at(current));
-    Maps(ebpf).put(
-        "FILES",
-        key,
-        Versioned {
-            from: next,
-            before,
-            after: credential,
-        },
-    )
+    Maps(ebpf).put_from("FILES", key, credential, current, next)
 }
 
 fn protect_always(
@@ -272,7 +262,9 @@ fn watch(
     {
         *slot = node;
     }
-    Maps(ebpf).put("WATCHES", key, value)?;
+    if Maps(ebpf).get::<_, Watch>("WATCHES", &key)? != Some(value) {
+        Maps(ebpf).put("WATCHES", key, value)?;
+    }
     Ok(Some(key))
 }
 

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::compile::Policy;
+use crate::kernel::tier::Tier;
 
 /// Where events go.
 pub struct Log {
@@ -44,7 +45,7 @@ struct Event<'a> {
     file: Option<String>,
     destination: Option<Destination>,
     gate: &'static str,
-    tier: &'static str,
+    tier: Tier,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,6 +99,8 @@ pub struct Context<'a> {
     pub hosts: &'a BTreeMap<std::net::IpAddr, String>,
     /// Wall-clock time of a boot-clock moment.
     pub wall: &'a dyn Fn(BootNs) -> Timestamp,
+    /// By what means the kernel refuses.
+    pub tier: Tier,
 }
 
 impl Log {
@@ -204,7 +207,7 @@ impl Log {
             file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
             destination: destination(record, context),
             gate: name(Gate::from_u8(record.gate), Gate::name),
-            tier: "lsm",
+            tier: context.tier,
         }
     }
 }
