@@ -84,6 +84,13 @@ impl Protocol {
     pub const TCP: Self = Self(6);
     /// `IPPROTO_UDP`, 17.
     pub const UDP: Self = Self(17);
+
+    /// The protocol under which scopes keep whom a workload may answer: from 128 on, where no number is in use
+    /// for what a holder may send.
+    #[inline(always)]
+    pub const fn answering(self) -> Self {
+        Self(self.0 | 0x80)
+    }
 }
 
 /// Where something is sent.
@@ -103,6 +110,12 @@ impl Destination {
         transport: 0,
     };
 
+    /// A destination that no packet has: the unspecified address, by a protocol that does not exist.
+    pub const NOWHERE: Self = Self {
+        address: Address { high: 0, low: 0 },
+        transport: 0xff_0000,
+    };
+
     /// A destination; the unspecified address becomes loopback. The port is in host order, and 0 where the
     /// protocol has none.
     #[inline(always)]
@@ -112,6 +125,37 @@ impl Destination {
             transport: (protocol.0 as u64) << 16 | port as u64,
         }
     }
+
+    /// An answer on a connection that was accepted from a client at `address`, by what listens on `port`. As a
+    /// destination of a protocol of its own, so that it has rows of its own in a scope.
+    #[inline(always)]
+    pub fn answer(address: Address, port: u16, protocol: Protocol) -> Self {
+        Self::new(address, port, protocol.answering())
+    }
+
+    /// A kind of socket, where a record has no destination: `AF_*`, `SOCK_*`, `IPPROTO_*`.
+    #[inline(always)]
+    pub const fn socket(family: u32, kind: u32, protocol: u32) -> Self {
+        Self {
+            address: Address {
+                high: family as u64,
+                low: (kind as u64) << 32 | protocol as u64,
+            },
+            transport: Self::SOCKET,
+        }
+    }
+
+    /// Family, type and protocol, if this is a kind of socket.
+    pub const fn as_socket(&self) -> Option<(u32, u32, u32)> {
+        if self.transport != Self::SOCKET {
+            return None;
+        }
+        let Address { high, low } = self.address;
+        Some((high as u32, (low >> 32) as u32, low as u32))
+    }
+
+    /// Marks a kind of socket; no transport has it.
+    const SOCKET: u64 = 1 << 24;
 
     /// The port in host order.
     #[inline(always)]

@@ -66,6 +66,16 @@ pub const USES_RING_BYTES: u32 = 256 * 1024;
 /// Ring for notices that steer the daemon (a cgroup appeared, a watched file appeared), bytes.
 pub const NOTICES_RING_BYTES: u32 = 256 * 1024;
 
+/// Abstract unix sockets that hand out secrets, for two bundles during a swap.
+pub const SOCKET_NAMES: u32 = 1_024;
+
+/// Environment variables that are credentials, for two bundles during a swap.
+pub const VARIABLES: u32 = 4_096;
+
+/// Pieces of 63 bytes of a new program's environment that are looked at: 32 KiB. A process with more is taken to
+/// hold more than can be known, if any variable is a credential.
+pub const ENVIRONMENT_PIECES: u64 = 512;
+
 /// Sockets of holders, where their records cannot be kept with the sockets themselves. A packet of a socket
 /// without a record is judged by its cgroup alone.
 pub const SOCKET_RECORDS: u32 = 65_536;

@@ -244,6 +244,19 @@ pub fn reach<T: Tables>(
     answer.verdict(bundle, now, credential)
 }
 
+/// What a holder does that no entitlement can permit, such as having a raw socket: denied with `reason`, unless
+/// something more specific holds of its entitlements. Passes a task that holds nothing, and trusted ones.
+#[inline(never)]
+pub fn misuse<T: Tables>(tables: &T, now: BootNs, task: &Task, reason: Reason) -> Verdict {
+    let verdict = reach(tables, now, task, &Destination::NOWHERE);
+    let known = u64::from(verdict.reason());
+    let specific = known != 0 && known < Reason::OutsideDestination as u64;
+    if !verdict.governed() || specific {
+        return verdict;
+    }
+    verdict.because(reason)
+}
+
 /// Whether `task` holds anything, itself or through its instance.
 #[inline(always)]
 pub fn holds<T: Tables>(tables: &T, task: &Task) -> bool {

@@ -30,6 +30,24 @@ code!(
         CgroupSendmsg = 5 => "cgroup_sendmsg",
         /// cgroup skb egress.
         Packet = 6 => "packet",
+        /// LSM `file_permission`: a read through an open descriptor.
+        FilePermission = 7 => "file_permission",
+        /// LSM `mmap_file`.
+        MmapFile = 8 => "mmap_file",
+        /// LSM `file_receive`: a descriptor came from another process.
+        FileReceive = 9 => "file_receive",
+        /// LSM `ptrace_access_check`: another process's memory.
+        PtraceAccessCheck = 10 => "ptrace_access_check",
+        /// LSM `socket_create`, or cgroup `sock_create`.
+        SocketCreate = 11 => "socket_create",
+        /// A dying holder's memory, on its way into a file.
+        CoreDump = 12 => "core_dump",
+        /// LSM `unix_stream_connect`.
+        UnixStreamConnect = 13 => "unix_stream_connect",
+        /// LSM `unix_may_send`.
+        UnixMaySend = 14 => "unix_may_send",
+        /// A program was started with a credential in its environment.
+        Exec = 15 => "exec",
     }
 );
 
@@ -67,6 +85,8 @@ pub struct Use {
     pub tid: Tid,
     /// Parent process.
     pub parent: crate::ids::Tgid,
+    /// The process whose memory was read; 0 for all else.
+    pub target: crate::ids::Tgid,
     /// A [`Kind`].
     pub kind: u8,
     /// A [`Gate`].
@@ -82,11 +102,22 @@ pub struct Use {
     /// 1 if the task is trusted.
     pub trusted: u8,
     /// Always 0.
-    pub reserved: [u8; 5],
+    pub reserved: u8,
     /// `comm` of the thread: for reading, never for deciding.
     pub comm: [u8; 16],
     /// Last component of the executable's path, NUL-padded.
     pub executable_name: [u8; 64],
+}
+
+impl Gate {
+    /// Whether the gate sees one use again and again: then what it permits is reported once for each holder.
+    #[inline(always)]
+    pub const fn repeats(self) -> bool {
+        matches!(
+            self,
+            Self::FilePermission | Self::MmapFile | Self::UnixMaySend
+        )
+    }
 }
 
 /// Values of [`Use::taken`].
@@ -133,5 +164,5 @@ pub struct Notice {
     pub name: [u8; 256],
 }
 
-const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 20 + 12 + 80);
+const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 24 + 8 + 80);
 const _: () = assert!(size_of::<Notice>() == 8 + 8 + 32 + 8 + 256);

@@ -99,6 +99,28 @@ offsets! {
     sk_v6_daddr = "sock_common".["skc_v6_daddr"],
     /// Number of a socket that is never used again; 0 until somebody asks for it.
     sk_cookie = "sock_common".["skc_cookie"],
+    /// Type of a socket (`SOCK_*`).
+    sk_type = "sock".["sk_type"],
+    /// Flags of a task (`PF_*`).
+    task_flags = "task_struct".["flags"],
+    /// A task's place in the hierarchies.
+    task_cgroups = "task_struct".["cgroups"],
+    /// The cgroup v2 of such a place.
+    css_set_cgroup = "css_set".["dfl_cgrp"],
+    /// The other end of a unix socket.
+    unix_peer = "unix_sock".["peer"],
+    /// Where a unix socket is bound, if that is in a file system.
+    unix_path = "unix_sock".["path"],
+    /// What a unix socket is bound to.
+    unix_address = "unix_sock".["addr"],
+    /// Length of such an address, with the two bytes of the family.
+    unix_address_len = "unix_address".["len"],
+    /// Such an address, a `struct sockaddr_un`.
+    unix_address_name = "unix_address".["name"],
+    /// Where a process's environment starts in its memory.
+    mm_env_start = "mm_struct".["env_start"],
+    /// And where it ends.
+    mm_env_end = "mm_struct".["env_end"],
     /// Address a message is sent to.
     msg_name = "msghdr".["msg_name"],
 }

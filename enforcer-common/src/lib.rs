@@ -17,5 +17,6 @@ pub mod instance;
 pub mod layout;
 pub mod replay;
 pub mod tables;
+pub mod tier;
 pub mod verdict;
 pub mod watch;

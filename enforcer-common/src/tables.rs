@@ -66,8 +66,10 @@ pub struct Bundle {
     pub inbound_permitted: u8,
     /// Which selector masks some subject has: bit `mask` for each.
     pub masks: u8,
+    /// 1 if some credential is an environment variable.
+    pub environment: u8,
     /// Always 0.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// Always 0, which the verifier cannot know: see [`crate::decide`].
     pub zero: u64,
 }
@@ -87,6 +89,9 @@ impl Credential {
     pub const ENTITLED: u32 = 2;
     /// Held by the process tree alone, never by the instance: the daemon's canaries.
     pub const PROCESS_ONLY: u32 = 4;
+
+    /// It can be an environment variable: reading those of its holder reads it.
+    pub const ENVIRONMENT: u32 = 8;
 
     /// Whether all of `flags` are set.
     #[inline(always)]
@@ -366,6 +371,75 @@ impl EndpointKey {
     }
 }
 
+/// Longest name of an abstract unix socket, in bytes.
+pub const SOCKET_NAME_BYTES: usize = 107;
+
+/// Key of the table of abstract unix sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct SocketName {
+    /// How many bytes the name has.
+    pub len: u64,
+    /// The name, NUL-padded.
+    pub name: [u8; 128],
+}
+
+impl SocketName {
+    /// The key; `None` if the name is longer than [`SOCKET_NAME_BYTES`].
+    pub fn new(name: &[u8]) -> Option<Self> {
+        let mut key = Self {
+            len: name.len() as u64,
+            name: [0; 128],
+        };
+        key.name[..SOCKET_NAME_BYTES]
+            .get_mut(..name.len())?
+            .copy_from_slice(name);
+        Some(key)
+    }
+}
+
+/// Longest `NAME=` of an environment variable that can be a credential, in bytes.
+pub const VARIABLE_BYTES: usize = 63;
+
+/// Key of the table of environment variables (longest prefix match): the prefix length in bits, the generation,
+/// the beginning of `NAME=VALUE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct Variable {
+    /// Bits of generation and text that count.
+    pub bits: u32,
+    /// The generation.
+    pub generation: Generation,
+    /// The text, NUL-padded.
+    pub text: [u8; 64],
+}
+
+impl Variable {
+    /// The key for a look-up: everything counts.
+    pub const ALL_BITS: u32 = 32 + 8 * 64;
+
+    /// The key of a variable; `None` if its name is longer than [`VARIABLE_BYTES`] with the `=`.
+    pub fn new(generation: Generation, name: &str) -> Option<Self> {
+        let mut key = Self {
+            bits: 32 + 8 * (name.len() as u32 + 1),
+            generation,
+            text: [0; 64],
+        };
+        let text = key.text[..VARIABLE_BYTES].get_mut(..=name.len())?;
+        text[..name.len()].copy_from_slice(name.as_bytes());
+        text[name.len()] = b'=';
+        Some(key)
+    }
+
+    /// What follows the prefix length, as the trie compares it.
+    pub fn data(&self) -> [u8; 68] {
+        let mut data = [0; 68];
+        data[..4].copy_from_slice(&self.generation.0.to_ne_bytes());
+        data[4..].copy_from_slice(&self.text);
+        data
+    }
+}
+
 /// Value of the watches table: the nodes of the watch tree a directory stands for; 0 for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -485,6 +559,8 @@ sizes! {
     Cgroup = 24,
     CgroupName = 192,
     EndpointKey = 24,
+    SocketName = 136,
+    Variable = 72,
     Watch = 16,
     Capture = 104,
     crate::address::Destination = 24,
@@ -493,7 +569,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 304,
+    crate::layout::Offsets = 392,
     CgroupId = 8,
     Generation = 4,
     Tgid = 4,

@@ -28,16 +28,61 @@ pub fn now() -> BootNs {
     BootNs(unsafe { bpf_ktime_get_boot_ns() })
 }
 
-/// What was used. One pointer, so that it fits into a register.
+/// What was used: where it stands, and the part of a record's `how` that follows from it. Two words, because a
+/// `match` on an enum would make the verifier walk every arm.
 #[derive(Clone, Copy)]
-pub enum Object<'a> {
-    /// A file was read.
-    File(&'a InodeKey),
-    /// Something was sent to a destination.
-    Destination(&'a Destination),
-    /// A credential was read at a destination.
-    Endpoint(&'a Destination),
+pub struct Object<'a> {
+    at: *const u64,
+    how: u64,
+    lifetime: core::marker::PhantomData<&'a u64>,
 }
+
+impl<'a> Object<'a> {
+    const IS_FILE: u64 = 1 << 25;
+
+    #[inline(always)]
+    fn new<T>(at: &'a T, kind: Kind, flags: u64) -> Self {
+        Self {
+            at: core::ptr::from_ref(at).cast(),
+            how: kind as u64 | flags,
+            lifetime: core::marker::PhantomData,
+        }
+    }
+
+    /// A file that was read.
+    #[inline(always)]
+    pub fn file(key: &'a InodeKey) -> Self {
+        Self::new(key, Kind::Read, Self::IS_FILE)
+    }
+
+    /// A destination that something is sent to.
+    #[inline(always)]
+    pub fn destination(to: &'a Destination) -> Self {
+        Self::new(to, Kind::Reach, 0)
+    }
+
+    /// A destination where a credential was read.
+    #[inline(always)]
+    pub fn endpoint(at: &'a Destination) -> Self {
+        Self::new(at, Kind::Read, 0)
+    }
+
+    /// The memory of a process that holds a credential.
+    #[inline(always)]
+    pub fn memory(of: Tgid) -> Self {
+        Self::new(&NO_DESTINATION, Kind::Read, u64::from(of.0) << 32)
+    }
+
+    /// What has no name of its own.
+    #[inline(always)]
+    pub fn nothing(kind: Kind) -> Self {
+        Self::new(&NO_DESTINATION, kind, 0)
+    }
+}
+
+/// What a record has for a destination if there is none.
+#[unsafe(no_mangle)]
+static NO_DESTINATION: Destination = Destination::NONE;
 
 /// Sends one use, to the ring of denials if the call was refused. `taken` is one of
 /// [`enforcer_common::event::taken`], `is_current` says whether the current task is the one that the facts
@@ -52,22 +97,14 @@ pub fn use_of(
     taken: u8,
     is_current: bool,
 ) {
-    let (kind, object, is_file) = match object {
-        Object::File(file) => (Kind::Read, core::ptr::from_ref(file).cast::<u8>(), true),
-        Object::Destination(to) => (Kind::Reach, core::ptr::from_ref(to).cast(), false),
-        Object::Endpoint(at) => (Kind::Read, core::ptr::from_ref(at).cast(), false),
-    };
-    let how = kind as u64
-        | (gate as u64) << 8
-        | u64::from(taken) << 16
-        | u64::from(is_current) << 24
-        | u64::from(is_file) << 32;
-    send(time, task, object, verdict, how);
+    let how =
+        object.how | (gate as u64) << 8 | u64::from(taken) << 16 | u64::from(is_current) << 24;
+    send(time, task, object.at, verdict, how);
 }
 
 /// [`use_of`] with few enough arguments for a call. Returns 0: a result that is no stack pointer.
 #[inline(never)]
-fn send(time: BootNs, task: &Task, object: *const u8, verdict: Verdict, how: u64) -> u32 {
+fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u64) -> u32 {
     let (ring, which) = if verdict.refuses() {
         (&DENIALS, Ring::Denials)
     } else {
@@ -83,10 +120,20 @@ fn send(time: BootNs, task: &Task, object: *const u8, verdict: Verdict, how: u64
         (*record).task = *task;
         (*record).destination = Destination::default();
         (*record).file = InodeKey::default();
-        if how >> 32 != 0 {
-            (*record).file = *object.cast();
+        // Word by word: for a copy of the whole the compiler calls a function that compares the two addresses,
+        // which the verifier does not allow.
+        let (first, second) = (object.read_volatile(), object.add(1).read_volatile());
+        if how & Object::IS_FILE != 0 {
+            let file = (&raw mut (*record).file).cast::<u64>();
+            file.write_volatile(first);
+            file.add(1).write_volatile(second);
         } else {
-            (*record).destination = *object.cast();
+            let destination = (&raw mut (*record).destination).cast::<u64>();
+            destination.write_volatile(first);
+            destination.add(1).write_volatile(second);
+            destination
+                .add(2)
+                .write_volatile(object.add(2).read_volatile());
         }
         (*record).generation = task::generation();
         (*record).credential = verdict.credential();
@@ -98,7 +145,8 @@ fn send(time: BootNs, task: &Task, object: *const u8, verdict: Verdict, how: u64
         (*record).action = verdict.action() as u8;
         (*record).taken = (how >> 16) as u8;
         (*record).trusted = u8::from(verdict.trusted());
-        (*record).reserved = [0; 5];
+        (*record).target = Tgid((how >> 32) as u32);
+        (*record).reserved = 0;
         (*record).tid = Tid(0);
         (*record).parent = Tgid(0);
         (*record).comm = [0; 16];

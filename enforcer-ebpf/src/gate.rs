@@ -12,7 +12,7 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    holders,
+    holders::{self, added},
     maps::{ENDPOINTS, UNACCOUNTED},
     respond,
     socket::Handle,
@@ -30,17 +30,33 @@ pub fn read(credential: CredentialId, object: Object<'_>, gate: Gate) -> bool {
     if !verdict.governed() {
         return false;
     }
-    if !verdict.refuses() && !verdict.trusted() && !hold(&task, credential) {
-        verdict = verdict.because(Reason::TooManyHeld);
+    let mut added = added::BEFORE;
+    if !verdict.refuses() && !verdict.trusted() {
+        added = hold(&task, credential);
+        if added == added::NOT {
+            verdict = verdict.because(Reason::TooManyHeld);
+        }
+    }
+    if gate.repeats() && added == added::BEFORE && verdict.reason() == 0 {
+        return false;
+    }
+    conclude(&task, object, verdict, gate)
+}
+
+/// Acts on a verdict about the current task, and reports it if it says anything. `true` refuses.
+#[inline(always)]
+pub fn conclude(task: &Task, object: Object<'_>, verdict: Verdict, gate: Gate) -> bool {
+    if !verdict.governed() {
+        return false;
     }
     let taken = respond::act(verdict);
-    emit::use_of(now, &task, object, verdict, gate, taken, true);
+    emit::use_of(emit::now(), task, object, verdict, gate, taken, true);
     verdict.refuses()
 }
 
-/// Records a holding of the credential as the bundle in force describes it.
+/// Records a holding of the credential as the bundle in force describes it. Returns one of [`added`].
 #[inline(always)]
-fn hold(task: &Task, credential: CredentialId) -> bool {
+pub fn hold(task: &Task, credential: CredentialId) -> u32 {
     let info = KernelTables
         .credential(&CredentialKey::new(task::generation(), credential))
         .unwrap_or_default();
@@ -86,7 +102,7 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named
         emit::use_of(
             now,
             &task,
-            Object::Destination(destination),
+            Object::destination(destination),
             verdict,
             gate,
             taken,
@@ -109,6 +125,23 @@ pub fn remember_loner(socket: Handle) -> u32 {
     0
 }
 
+/// A holder sends on a connected socket. If that was accepted from a client, who may be answered is the packet
+/// gate's to decide: it needs to know who sends. In a frame of its own.
+#[inline(never)]
+pub fn answers(socket: Handle) -> bool {
+    let Some(record) = socket.record() else {
+        return false;
+    };
+    // SAFETY: the record lives as long as the program.
+    if unsafe { (*record).inbound } == 0 {
+        return false;
+    }
+    let mut task = Task::NOBODY;
+    task::current(&mut task);
+    socket.remember(&task);
+    true
+}
+
 /// As [`reach`], by the facts that an earlier call left, where the kernel hides the current task. `true`
 /// refuses.
 #[inline(never)]
@@ -121,7 +154,7 @@ pub fn reach_as(task: &Task, destination: &Destination, gate: Gate) -> bool {
     emit::use_of(
         now,
         task,
-        Object::Destination(destination),
+        Object::destination(destination),
         verdict,
         gate,
         taken::REFUSED,

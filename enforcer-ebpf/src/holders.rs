@@ -11,21 +11,36 @@ use enforcer_common::{
 
 use crate::maps::{HOLDERS, UNACCOUNTED};
 
-/// Records that `task` holds `credential`, before the read goes on. `false` if that could not be recorded:
-/// the read must be denied.
+/// What became of a holding; a number, because an enum costs the verifier a path for each value.
+pub mod added {
+    /// There was no room for it.
+    pub const NOT: u32 = 0;
+    /// It was there.
+    pub const BEFORE: u32 = 1;
+    /// It was not there.
+    pub const NOW: u32 = 2;
+}
+
+/// Records that `task` holds `credential`, before the read goes on. Returns one of [`added`]; if that is
+/// [`added::NOT`], the read must be denied.
 #[inline(always)]
-pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> bool {
+pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> u32 {
     let process = add(Holder::process(task.tgid, task.start), credential);
     if task.instance.0 == 0 || flags.has(Credential::PROCESS_ONLY) {
         return process;
     }
     // Within an instance the process record only serves a later move to another cgroup.
-    add(Holder::instance(task.instance), credential)
+    let instance = add(Holder::instance(task.instance), credential);
+    if instance == added::BEFORE {
+        return process;
+    }
+    instance
 }
 
-/// Adds one credential to one holder. Two programs that add at the same moment take different slots.
+/// Adds one credential to one holder. Two programs that add at the same moment take different slots. Returns one
+/// of [`added`].
 #[inline(never)]
-pub fn add(holder: Holder, credential: CredentialId) -> bool {
+pub fn add(holder: Holder, credential: CredentialId) -> u32 {
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
@@ -35,18 +50,20 @@ pub fn add(holder: Holder, credential: CredentialId) -> bool {
                 .insert(&key, &credential, BPF_NOEXIST as u64)
                 .is_ok();
             if inserted {
-                return true;
+                return added::NOW;
             }
         }
         match HOLDERS.get_ptr(&key) {
             // SAFETY: a pointer into the map's preallocated memory.
-            Some(held) if slot == HELD_PER_HOLDER || unsafe { *held } == credential => return true,
+            Some(held) if slot == HELD_PER_HOLDER || unsafe { *held } == credential => {
+                return added::BEFORE;
+            }
             Some(_) => {}
-            None => return false,
+            None => return added::NOT,
         }
         slot = opaque(slot + 1);
     }
-    false
+    added::NOT
 }
 
 /// Copies every credential of one holder to another. `false` if one could not be recorded.
@@ -60,7 +77,7 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
             break;
         };
         // SAFETY: a pointer into the map's preallocated memory.
-        complete &= add(to, unsafe { *held });
+        complete &= add(to, unsafe { *held }) != added::NOT;
         slot = opaque(slot + 1);
     }
     complete

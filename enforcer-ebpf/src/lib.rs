@@ -10,16 +10,21 @@
 
 pub mod capture;
 pub mod emit;
+pub mod environment;
+pub mod family;
+pub mod file;
 pub mod gate;
 pub mod holders;
 pub mod kernel;
 pub mod lifecycle;
 pub mod maps;
+pub mod memory;
 pub mod packet;
 pub mod respond;
 pub mod socket;
 pub mod tables;
 pub mod task;
+pub mod unix;
 pub mod watch;
 
 /// The verifier proves that no panic is reachable; a reachable one would loop and be refused.

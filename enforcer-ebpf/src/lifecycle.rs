@@ -225,8 +225,9 @@ fn is_v2(cgroup: u64) -> bool {
     hierarchy == 0
 }
 
+/// The id of the cgroup at a kernel address.
 #[inline(always)]
-fn id(cgroup: u64) -> CgroupId {
+pub fn id(cgroup: u64) -> CgroupId {
     let node: u64 = read(cgroup + offset!(cgroup_kn));
     CgroupId(read(node + offset!(kn_id)))
 }

@@ -27,62 +27,105 @@ use enforcer_common::{
     address::{Address, Destination, Protocol},
     event::Gate,
     facts::Task,
-    ids::{CredentialId, InodeKey},
-    tables::Versioned,
+    tier,
 };
 use enforcer_ebpf::{
-    capture,
     emit::Object,
+    environment, family, file,
     gate::{self, Named},
     kernel::{constant, load, read},
     lifecycle,
-    maps::{DAEMON, FILES, TASK_IN_CGROUP_PROGRAMS},
-    offset, packet, respond,
+    maps::{TASK_IN_CGROUP_PROGRAMS, TIER},
+    memory, offset, packet, respond,
     socket::{self, Handle, INET, INET6},
-    tables::{KernelTables, settled},
-    task, watch,
+    task, unix, watch,
 };
 
-/// `FMODE_READ`.
-const READABLE: u32 = 1;
-/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`.
-const PASSIVE_ESTABLISHED: u32 = 5;
+/// `MAY_READ`.
+const MAY_READ: u32 = 4;
+/// `SOCK_TYPE_MASK`.
+const SOCKET_TYPE: u32 = 0xf;
 
 /// `int file_open(struct file *file)`
 #[lsm(hook = "file_open")]
 pub fn file_open(ctx: LsmContext) -> i32 {
-    respond::lsm(try_file_open(ctx.arg(0)))
+    // SAFETY: never null.
+    respond::lsm(unsafe { file::opened(ctx.arg(0)) })
 }
 
+/// `int file_permission(struct file *file, int mask)`: before each read of an open file, whoever opened it.
+#[lsm(hook = "file_permission")]
+pub fn file_permission(ctx: LsmContext) -> i32 {
+    let mask: u32 = ctx.arg(1);
+    // SAFETY: never null.
+    respond::lsm(mask & MAY_READ != 0 && unsafe { file::used(ctx.arg(0), Gate::FilePermission) })
+}
+
+/// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`
+#[lsm(hook = "mmap_file")]
+pub fn mmap_file(ctx: LsmContext) -> i32 {
+    let file: *const u8 = ctx.arg(0);
+    // Memory of no file.
+    if file.is_null() {
+        return respond::PERMIT;
+    }
+    // SAFETY: not null.
+    respond::lsm(unsafe { file::used(file, Gate::MmapFile) })
+}
+
+/// `int file_receive(struct file *file)`: a descriptor comes from another process.
+#[lsm(hook = "file_receive")]
+pub fn file_receive(ctx: LsmContext) -> i32 {
+    // SAFETY: never null.
+    respond::lsm(unsafe { file::used(ctx.arg(0), Gate::FileReceive) })
+}
+
+/// `int ptrace_access_check(struct task_struct *child, unsigned int mode)`: memory, descriptors and environment of
+/// another process.
+#[lsm(hook = "ptrace_access_check")]
+pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
+    respond::lsm(memory::accessed(ctx.arg::<*const u8>(0) as u64, ctx.arg(1)))
+}
+
+/// `int unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`
+#[lsm(hook = "unix_stream_connect")]
+pub fn unix_stream_connect(ctx: LsmContext) -> i32 {
+    let other = ctx.arg::<*const u8>(1) as u64;
+    respond::lsm(unix::reached(other, Gate::UnixStreamConnect))
+}
+
+/// `int unix_may_send(struct socket *sock, struct socket *other)`: datagrams, also when they connect.
+#[lsm(hook = "unix_may_send")]
+pub fn unix_may_send(ctx: LsmContext) -> i32 {
+    let other = read(ctx.arg::<*const u8>(1) as u64 + offset!(socket_sk));
+    respond::lsm(unix::reached(other, Gate::UnixMaySend))
+}
+
+/// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, the read gate of unix sockets.
+#[lsm(hook = "socket_sendmsg")]
+pub fn unix_sendmsg(ctx: LsmContext) -> i32 {
+    let sk = read(ctx.arg::<*const u8>(0) as u64 + offset!(socket_sk));
+    respond::lsm(unix::sends(sk))
+}
+
+/// `int socket_create(int family, int type, int protocol, int kern)`
+#[lsm(hook = "socket_create")]
+pub fn socket_create(ctx: LsmContext) -> i32 {
+    let (family, kind, protocol): (u32, u32, u32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    // The kernel's own sockets are nobody's.
+    if ctx.arg::<u32>(3) != 0 {
+        return respond::PERMIT;
+    }
+    respond::lsm(makes(family, kind, protocol))
+}
+
+/// A socket of this kind is made. Flags may stand in the upper bits of `kind`.
 #[inline(always)]
-fn try_file_open(file: *const u8) -> bool {
-    // SAFETY: a `struct file` and what hangs on it, never null for an open file.
-    let (inode, key) = unsafe {
-        let inode: *const u8 = load(file, offset!(file_inode));
-        let sb: *const u8 = load(inode, offset!(inode_sb));
-        let key = InodeKey {
-            ino: load(inode, offset!(inode_ino)),
-            dev: load(sb, offset!(sb_dev)),
-            generation: load(inode, offset!(inode_generation)),
-        };
-        (inode, key)
-    };
-    let (tgid, tid) = task::ids();
-    if DAEMON.get(0).copied() == Some(tgid) {
-        capture::show(tid, inode as u64);
-        return false;
-    }
-    let mut file_entry = Versioned::constant(CredentialId(0));
-    if !settled(&FILES, &key, &mut file_entry) {
-        return false;
-    }
-    let credential = file_entry.at(task::generation());
-    // SAFETY: as above.
-    let mode: u32 = unsafe { load(file, offset!(file_mode)) };
-    if credential.0 == 0 || mode & READABLE == 0 {
-        return false;
-    }
-    gate::read(credential, Object::File(&key), Gate::FileOpen)
+fn makes(family: u32, kind: u32, protocol: u32) -> bool {
+    let kind = kind & SOCKET_TYPE;
+    !family::is_open_to_holders(family, kind, protocol)
+        && task::holds()
+        && family::refuse(family, kind, protocol, Gate::SocketCreate)
 }
 
 /// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`: whoever contacts an
@@ -130,7 +173,7 @@ fn try_endpoint(sock: *const u8, name: u64, gate: Gate) -> bool {
         return false;
     };
     match gate::endpoint(&destination) {
-        Some(credential) => gate::read(credential, Object::Endpoint(&destination), gate),
+        Some(credential) => gate::read(credential, Object::endpoint(&destination), gate),
         None => false,
     }
 }
@@ -154,7 +197,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         destination = socket::named(name, sk.family, sk.protocol);
     }
     if destination.is_none() {
-        if is_inbound(sk.handle()) {
+        if gate::answers(sk.handle()) {
             return false;
         }
         named = Named::ByConnection;
@@ -166,7 +209,29 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
     gate::reach(sk.handle(), &destination, gate, named)
 }
 
-/// A socket of an IP family.
+/// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`, the family gate.
+#[lsm(hook = "socket_connect")]
+pub fn family_connect(ctx: LsmContext) -> i32 {
+    respond::lsm(uses(ctx.arg(0), Gate::SocketConnect))
+}
+
+/// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, the family gate.
+#[lsm(hook = "socket_sendmsg")]
+pub fn family_sendmsg(ctx: LsmContext) -> i32 {
+    respond::lsm(uses(ctx.arg(0), Gate::SocketSendmsg))
+}
+
+/// A call on a socket: of a kind that no holder may have, it may be older than the holding.
+#[inline(always)]
+fn uses(sock: *const u8, gate: Gate) -> bool {
+    let sk: u64 = read(sock as u64 + offset!(socket_sk));
+    let (family, kind, protocol) = socket::kind(sk);
+    !family::is_open_to_holders(family, kind, protocol)
+        && task::holds()
+        && family::refuse(family, kind, protocol, gate)
+}
+
+/// A socket of TCP or UDP.
 struct InetSocket {
     sk: *const bpf_sock,
     family: u16,
@@ -181,7 +246,7 @@ impl InetSocket {
     }
 }
 
-/// The IP socket behind a `struct socket`; `None` for other families.
+/// The TCP or UDP socket behind a `struct socket`; `None` for others.
 #[inline(always)]
 fn inet_socket(sock: *const u8) -> Option<InetSocket> {
     // SAFETY: a `struct socket`, never null; `sk` is checked.
@@ -189,27 +254,13 @@ fn inet_socket(sock: *const u8) -> Option<InetSocket> {
     if sk.is_null() {
         return None;
     }
-    let (family, protocol) = socket::kind(sk as u64);
-    (family == INET || family == INET6).then_some(InetSocket {
+    let (family, kind, protocol) = socket::kind(sk as u64);
+    let is_ip = family == u32::from(INET) || family == u32::from(INET6);
+    (is_ip && family::is_open_to_holders(family, kind, protocol)).then_some(InetSocket {
         sk,
-        family,
-        protocol,
+        family: family as u16,
+        protocol: socket::protocol(protocol as u16),
     })
-}
-
-/// Whether the socket is an accepted connection on which the bundle permits answers. In a frame of its own.
-#[inline(never)]
-fn is_inbound(socket: Handle) -> bool {
-    use enforcer_common::tables::Tables;
-    let Some(record) = socket.record() else {
-        return false;
-    };
-    // SAFETY: the record lives as long as the program.
-    let inbound = unsafe { (*record).inbound } != 0;
-    inbound
-        && KernelTables
-            .bundle()
-            .is_some_and(|bundle| bundle.inbound_permitted != 0)
 }
 
 /// `connect(2)` on IPv4, and what connects without it (TCP fast open).
@@ -285,30 +336,31 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     respond::cgroup(packet::egress(&ctx))
 }
 
-/// TCP state changes: an accepted connection is marked as such.
+/// TCP state changes: accepted connections are marked as such, and connections with refused packets closed.
 #[sock_ops]
-pub fn tcp_established(ctx: SockOpsContext) -> u32 {
-    if ctx.op() == PASSIVE_ESTABLISHED {
-        // SAFETY: the context of a sock-ops program; the socket is checked.
-        unsafe {
-            let sk = (*ctx.ops).__bindgen_anon_2.sk;
-            if !sk.is_null() {
-                let socket = Handle::new(sk, || bpf_get_socket_cookie(ctx.ops.cast()));
-                if let Some(record) = socket.record_or_new() {
-                    (*record).inbound = 1;
-                }
-            }
-        }
-    }
+pub fn tcp_state(ctx: SockOpsContext) -> u32 {
+    packet::tcp_state(&ctx);
     1
 }
 
-/// Every IP socket, when it is made: gives it the cookie under which its record is kept.
+/// Every IP socket, when it is made: gives it the cookie under which its record is kept, and is the family gate
+/// where no hook is.
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
-    // SAFETY: the context of a cgroup sock program.
-    unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
-    respond::cgroup(false)
+    let sock = ctx.sock;
+    // SAFETY: the context of a cgroup sock program; fields are read at their own width, as the verifier demands.
+    let (family, kind, protocol) = unsafe {
+        bpf_get_socket_cookie(sock.cast());
+        (
+            core::ptr::read_volatile(&raw const (*sock).family),
+            core::ptr::read_volatile(&raw const (*sock).type_),
+            core::ptr::read_volatile(&raw const (*sock).protocol),
+        )
+    };
+    if constant(&TIER) != tier::FANOTIFY || constant(&TASK_IN_CGROUP_PROGRAMS) == 0 {
+        return respond::cgroup(false);
+    }
+    respond::cgroup(makes(family, kind, protocol))
 }
 
 /// `void sk_free_security(struct sock *sk)`
@@ -369,6 +421,13 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     lifecycle::exited(ctx.arg::<*const u8>(0) as u64);
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, by the task itself.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(_ctx: BtfTracePointContext) -> i32 {
+    environment::started();
     0
 }
 

@@ -12,7 +12,7 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey,
-        Grants, HolderKey, SocketRecord, Subject, SubjectKey, Versioned, Watch,
+        Grants, HolderKey, SocketName, SocketRecord, Subject, SubjectKey, Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -57,6 +57,17 @@ pub static OFFSETS: Offsets = Offsets {
     sk_daddr: 0,
     sk_v6_daddr: 0,
     sk_cookie: 0,
+    sk_type: 0,
+    task_flags: 0,
+    task_cgroups: 0,
+    css_set_cgroup: 0,
+    unix_peer: 0,
+    unix_path: 0,
+    unix_address: 0,
+    unix_address_len: 0,
+    unix_address_name: 0,
+    mm_env_start: 0,
+    mm_env_end: 0,
     msg_name: 0,
 };
 
@@ -65,9 +76,9 @@ pub static OFFSETS: Offsets = Offsets {
 #[unsafe(no_mangle)]
 pub static TASK_IN_CGROUP_PROGRAMS: u32 = 0;
 
-/// 1 if the hooks are BPF_MODIFY_RETURN programs on the functions that call the LSM hooks; set at load time.
+/// How this node is gated, one of [`enforcer_common::tier`]; set at load time.
 #[unsafe(no_mangle)]
-pub static MODIFY_RETURN: u32 = 0;
+pub static TIER: u32 = 0;
 
 /// A record without anything.
 #[unsafe(no_mangle)]
@@ -94,6 +105,16 @@ pub static FILES: HashMap<InodeKey, Versioned<CredentialId>> =
 #[map]
 pub static ENDPOINTS: HashMap<EndpointKey, Versioned<CredentialId>> =
     HashMap::with_max_entries(capacity::ENDPOINTS, BPF_F_NO_PREALLOC);
+
+/// Protected abstract unix sockets.
+#[map]
+pub static SOCKET_NAMES: HashMap<SocketName, Versioned<CredentialId>> =
+    HashMap::with_max_entries(capacity::SOCKET_NAMES, BPF_F_NO_PREALLOC);
+
+/// Environment variables of each generation, by [`enforcer_common::tables::Variable`].
+#[map]
+pub static VARIABLES: LpmTrie<[u8; 68], CredentialId> =
+    LpmTrie::with_max_entries(capacity::VARIABLES, 0);
 
 /// Credentials of each generation.
 #[map]

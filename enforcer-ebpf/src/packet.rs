@@ -3,17 +3,21 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, bpf_sock},
-    helpers::generated::{
-        bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+    helpers::{
+        bpf_setsockopt, bpf_sock_ops_cb_flags_set,
+        generated::{
+            bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes,
+        },
     },
-    programs::SkBuffContext,
+    programs::{SkBuffContext, SockOpsContext},
 };
 use enforcer_common::{
     address::{Address, Destination, Protocol},
+    branchless::reload,
     event::{Gate, taken},
     facts::Task,
     ids::CgroupId,
-    tables::Tables,
+    tables::{Bundle, Tables},
     verdict::{Reason, Verdict},
 };
 
@@ -38,44 +42,37 @@ mod headers {
     pub const UNREADABLE: u32 = 2;
 }
 
+/// By whose facts a packet is judged, and whether it answers a client: what [`judge`] is told, in one word.
+mod by {
+    /// Those of the cgroup that the socket was made in.
+    pub const CGROUP: u64 = 0;
+    /// Those that the last call on the socket left.
+    pub const CALL: u64 = 1;
+    /// The connection was accepted from a client.
+    pub const ANSWER: u64 = 2;
+    /// A call on the socket was seen, and reported.
+    pub const SEEN: u64 = 4;
+}
+
 /// Decides one outgoing packet. `true` drops it.
 #[inline(always)]
 pub fn egress(ctx: &SkBuffContext) -> bool {
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
-    // SAFETY: the context of a cgroup skb program.
-    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
-    if sk.is_null() {
+    let Some((sk, socket)) = sender(skb) else {
         return false;
-    }
-    // SAFETY: not null; the result is checked before use.
-    let sk = unsafe { bpf_sk_fullsock(sk) };
-    if sk.is_null() {
-        return false;
-    }
-    let mut by_cgroup = Task {
-        // SAFETY: the context of a cgroup skb program.
-        cgroup: CgroupId(unsafe { bpf_skb_cgroup_id(skb) }),
-        ..Task::default()
     };
-    task::classify(&mut by_cgroup);
-    // SAFETY: a full socket, checked above; the context of a cgroup skb program.
-    let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(skb.cast())) };
-    let record = socket.record();
-    let mut inbound = is_listening(sk);
+    let by_cgroup = holder_by_cgroup(skb);
+    let mut how = u64::from(is_listening(sk)) * by::ANSWER;
     let mut by_call: Option<&Task> = None;
-    if let Some(record) = record {
-        // SAFETY: the record lives as long as the socket, which sends this packet.
+    if let Some(record) = socket.record() {
+        // SAFETY: the record lives as long as the program.
         let record = unsafe { &*record };
-        inbound |= record.inbound != 0;
+        if record.inbound != 0 {
+            how = by::ANSWER;
+        }
         if record.used != 0 {
             by_call = Some(&record.task);
         }
-    }
-    if inbound
-        && let Some(bundle) = KernelTables.bundle()
-        && bundle.inbound_permitted != 0
-    {
-        return false;
     }
     // The facts of the last call, and where the socket was born somewhere else or not called yet, its
     // cgroup: whichever denies counts.
@@ -83,19 +80,63 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
     let mut elsewhere = true;
     let mut held = false;
     if let Some(task) = by_call {
-        elsewhere = task.instance != by_cgroup.instance;
-        if enforcer_common::decide::holds(&KernelTables, task) {
+        elsewhere = task.instance.0 != by_cgroup & !HOLDS;
+        if holds(task) {
             held = true;
-            refused = decide(skb, task, true);
+            refused = judge(skb, how | by::CALL | by::SEEN) != 0;
         }
+        how |= by::SEEN;
     }
-    if elsewhere && !refused && enforcer_common::decide::holds(&KernelTables, &by_cgroup) {
+    if elsewhere && !refused && by_cgroup & HOLDS != 0 {
         held = true;
-        refused = decide(skb, &by_cgroup, by_call.is_some());
+        refused = judge(skb, how | by::CGROUP) != 0;
     }
-    // SAFETY: a full socket, checked above.
+    // SAFETY: a full socket.
     let is_tcp = unsafe { (*sk).protocol } == u32::from(Protocol::TCP.0);
     is_tcp && condemned(socket, refused, held) || refused
+}
+
+/// The socket that sends a packet; `None` if there is none with a state of its own.
+#[inline(always)]
+fn sender(skb: *mut __sk_buff) -> Option<(*const bpf_sock, Handle)> {
+    // SAFETY: the context of a cgroup skb program.
+    let sk = unsafe { (*skb).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: not null; the result is checked before use.
+    let sk = unsafe { bpf_sk_fullsock(sk) };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: a full socket; the context of a cgroup skb program.
+    let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(skb.cast())) };
+    Some((sk, socket))
+}
+
+/// Set in the result of [`holder_by_cgroup`] if the instance holds anything; no cgroup id is that large.
+const HOLDS: u64 = 1 << 63;
+
+/// The instance of the cgroup that the socket was made in, and [`HOLDS`]. In a frame of its own.
+#[inline(never)]
+fn holder_by_cgroup(skb: *mut __sk_buff) -> u64 {
+    let mut task = Task::NOBODY;
+    fill_by_cgroup(skb, &mut task);
+    task.instance.0 | u64::from(enforcer_common::decide::holds(&KernelTables, &task)) << 63
+}
+
+/// [`enforcer_common::decide::holds`] in a frame of its own.
+#[inline(never)]
+fn holds(task: &Task) -> bool {
+    enforcer_common::decide::holds(&KernelTables, task)
+}
+
+/// Whoever is in the cgroup that the socket was made in.
+#[inline(always)]
+fn fill_by_cgroup(skb: *mut __sk_buff, task: &mut Task) {
+    // SAFETY: the context of a cgroup skb program.
+    task.cgroup = CgroupId(unsafe { bpf_skb_cgroup_id(skb) });
+    task::classify(task);
 }
 
 /// Keeps in mind that a TCP connection had a packet refused, and refuses the rest once its holder has ended:
@@ -116,21 +157,60 @@ fn condemned(socket: Handle, refused: bool, held: bool) -> bool {
     }
 }
 
-/// Decides a holder's packet.
+/// Decides a holder's packet; `how` is made of [`by`]. A global function, so that it is verified once. 1 drops it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn decide(skb: *mut __sk_buff, task: &Task, seen_by_call: bool) -> bool {
-    let mut destination = Destination::NONE;
-    let headers = parse(skb, &mut destination);
-    if headers == headers::UNREADABLE {
-        return true;
+pub extern "C" fn judge(skb: *mut __sk_buff, how: u64) -> u64 {
+    let Some(bundle) = KernelTables.bundle() else {
+        return 0;
+    };
+    let mut task = Task::NOBODY;
+    if how & by::CALL == 0 {
+        fill_by_cgroup(skb, &mut task);
+    } else {
+        match sender(skb).and_then(|(_, socket)| socket.record()) {
+            // SAFETY: the record lives as long as the program.
+            Some(record) => task = unsafe { (*record).task },
+            None => return 1,
+        }
     }
+    let mut to = Destination::NONE;
+    let headers = parse(skb, how, &mut to);
+    if headers == headers::UNREADABLE {
+        return 1;
+    }
+    // The ways to here wrote constants that differ, and each would be walked on from here by itself.
+    let how = how | reload(&bundle.zero);
+    let headers = headers | reload(&bundle.zero) as u32;
+    blur(&mut task, bundle);
+    blur(&mut to, bundle);
     let now = emit::now();
-    let mut verdict = gate::decide_reach(now, task, &destination);
+    let mut verdict = gate::decide_reach(now, &task, &to);
     if headers == headers::ALTERED && verdict.governed() && verdict.reason() == 0 {
         verdict = verdict.because(Reason::AlteredPacket);
     }
-    report(now, task, &destination, verdict, seen_by_call);
-    verdict.refuses()
+    // Without an entitlement that says whom it serves, the bundle's default holds.
+    let unbounded = how & by::ANSWER != 0 && verdict.reason() != Reason::OutsideDestination as u8;
+    if unbounded && bundle.inbound_permitted != 0 {
+        return 0;
+    }
+    report(now, &task, &to, verdict, how & by::SEEN != 0);
+    u64::from(verdict.refuses())
+}
+
+/// Adds 0 to every word of a value, a 0 that the verifier does not know ([`Bundle::zero`]).
+#[inline(always)]
+fn blur<T>(value: &mut T, bundle: &Bundle) {
+    let words = core::ptr::from_mut(value).cast::<u64>();
+    let mut word = 0;
+    while word < size_of::<T>() / 8 {
+        // SAFETY: a `repr(C)` value of whole words.
+        unsafe {
+            let at = words.add(word);
+            at.write_volatile(at.read_volatile() | reload(&bundle.zero));
+        }
+        word += 1;
+    }
 }
 
 #[inline(always)]
@@ -154,7 +234,7 @@ fn report(
     } else {
         taken::NOTHING
     };
-    let object = Object::Destination(destination);
+    let object = Object::destination(destination);
     emit::use_of(now, task, object, verdict, Gate::Packet, taken, false);
 }
 
@@ -166,55 +246,50 @@ fn is_listening(sk: *const bpf_sock) -> bool {
     state == LISTENING[0] || state == LISTENING[1]
 }
 
-/// Reads where a packet goes. Returns one of [`headers`].
+/// Reads where a packet goes, as an answer if `how` says so. Returns one of [`headers`].
 #[inline(never)]
-fn parse(skb: *mut __sk_buff, destination: &mut Destination) -> u32 {
-    match read_headers(skb) {
-        Some((to, headers)) => {
-            *destination = to;
-            headers
-        }
-        None => headers::UNREADABLE,
-    }
-}
-
-#[inline(always)]
-fn read_headers(skb: *mut __sk_buff) -> Option<(Destination, u32)> {
+fn parse(skb: *mut __sk_buff, how: u64, to: &mut Destination) -> u32 {
     let version: u8 = load(skb, 0);
     let (address, protocol, altered, transport) = match version >> 4 {
         4 => {
             let fragment = u16::from_be(load(skb, 6)) & 0x1fff;
             let protocol = Protocol(load(skb, 9));
-            // A header longer than 20 bytes has options.
-            let altered = version & 0x0f != 5 || fragment != 0;
+            // A header longer than 20 bytes has options. (The kernel cuts packets into fragments after this gate.)
+            let altered = version & 0x0f != 5 || fragment != 0 || is_unknown(protocol);
             (Address::from_v4(load(skb, 16)), protocol, altered, 20)
         }
         6 => {
             let next: u8 = load(skb, 6);
             let protocol = socket::protocol(u16::from(next));
-            let altered = !matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP);
             let address = Address {
                 high: load(skb, 24),
                 low: load(skb, 32),
             };
-            (address, protocol, altered, 40)
+            (address, protocol, is_unknown(protocol), 40)
         }
-        _ => return None,
+        _ => return headers::UNREADABLE,
+    };
+    let mut ports = [0_u16; 2];
+    if !altered && matches!(protocol, Protocol::TCP | Protocol::UDP) {
+        let both: u32 = load(skb, transport);
+        ports = [u16::from_be(both as u16), u16::from_be((both >> 16) as u16)];
+    }
+    *to = if how & by::ANSWER != 0 {
+        Destination::answer(address, ports[0], protocol)
+    } else {
+        Destination::new(address, ports[1], protocol)
     };
     if altered {
-        return Some((Destination::new(address, 0, protocol), headers::ALTERED));
+        headers::ALTERED
+    } else {
+        headers::PLAIN
     }
-    let port = port(skb, transport, protocol);
-    Some((Destination::new(address, port, protocol), headers::PLAIN))
 }
 
-/// Destination port of a transport header at `offset`; 0 for protocols without ports.
+/// Whether no holder may send by this protocol, extension headers of IPv6 among them.
 #[inline(always)]
-fn port(skb: *mut __sk_buff, offset: u32, protocol: Protocol) -> u16 {
-    if !matches!(protocol, Protocol::TCP | Protocol::UDP) {
-        return 0;
-    }
-    u16::from_be(load(skb, offset + 2))
+fn is_unknown(protocol: Protocol) -> bool {
+    !matches!(protocol, Protocol::TCP | Protocol::UDP | Protocol::ICMP)
 }
 
 /// Reads a number as it stands in the packet. Past its end there are zeroes, which no header has: version 0,
@@ -232,4 +307,53 @@ fn load<T: Copy + Default>(skb: *mut __sk_buff, offset: u32) -> T {
         );
     }
     number
+}
+
+/// `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`.
+const ACTIVE_ESTABLISHED: u32 = 4;
+/// `BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB`.
+const PASSIVE_ESTABLISHED: u32 = 5;
+/// `BPF_SOCK_OPS_RTO_CB`: sent bytes were not confirmed in time.
+const RETRANSMIT: u32 = 8;
+/// `BPF_SOCK_OPS_RTO_CB_FLAG`.
+const TELL_RETRANSMIT: i32 = 1;
+/// `IPPROTO_TCP`, `TCP_USER_TIMEOUT`.
+const USER_TIMEOUT: (i32, i32) = (6, 18);
+
+/// Follows TCP connections. One with a refused packet never gets it confirmed; when the kernel is about to send it
+/// again, it is told not to wait any longer, and closes the connection at the next time (`ETIMEDOUT`).
+#[inline(always)]
+pub fn tcp_state(ctx: &SockOpsContext) {
+    let ops = ctx.ops;
+    let op = ctx.op();
+    // SAFETY: the context of a sock-ops program; the socket is checked.
+    unsafe {
+        let sk = (*ops).__bindgen_anon_2.sk;
+        if sk.is_null() {
+            return;
+        }
+        let socket = Handle::new(sk, || bpf_get_socket_cookie(ops.cast()));
+        if op == ACTIVE_ESTABLISHED || op == PASSIVE_ESTABLISHED {
+            bpf_sock_ops_cb_flags_set(ops, TELL_RETRANSMIT);
+        }
+        if op == PASSIVE_ESTABLISHED
+            && let Some(record) = socket.record_or_new()
+        {
+            (*record).inbound = 1;
+        }
+        if op == RETRANSMIT
+            && let Some(record) = socket.record()
+            && (*record).condemned != 0
+        {
+            let mut milliseconds: u32 = 1;
+            let (level, option) = USER_TIMEOUT;
+            bpf_setsockopt(
+                ops.cast(),
+                level,
+                option,
+                (&raw mut milliseconds).cast(),
+                size_of::<u32>() as i32,
+            );
+        }
+    }
 }

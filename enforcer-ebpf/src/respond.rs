@@ -2,9 +2,13 @@
 
 use aya_ebpf::helpers::generated::bpf_send_signal;
 use enforcer_common::{
+    branchless::opaque,
     event::taken,
+    tier,
     verdict::{Action, Verdict},
 };
+
+use crate::{kernel::constant, maps::TIER};
 
 /// What an LSM hook returns to refuse: `-EPERM`.
 pub const REFUSE: i32 = -1;
@@ -21,8 +25,13 @@ pub fn act(verdict: Verdict) -> u8 {
     if !verdict.refuses() {
         return taken::NOTHING;
     }
+    // Without hooks it is a cgroup program that asks, and those may send no signal (before 6.18).
+    let may_kill = constant(&TIER) != tier::FANOTIFY;
     // SAFETY: a helper on a number, for the current task.
-    if matches!(verdict.action(), Action::Kill) && unsafe { bpf_send_signal(SIGKILL) } == 0 {
+    if may_kill
+        && matches!(verdict.action(), Action::Kill)
+        && unsafe { bpf_send_signal(SIGKILL) } == 0
+    {
         return taken::KILLED;
     }
     taken::REFUSED
@@ -32,7 +41,12 @@ pub fn act(verdict: Verdict) -> u8 {
 /// program's refusal stands: the kernel does not call the next ones (BPF trampolines, since 5.7).
 #[inline(always)]
 pub fn lsm(refuse: bool) -> i32 {
-    if refuse { REFUSE } else { PERMIT }
+    // Opaque, or the compiler negates the flag, of which the verifier only knows that it is a number.
+    if opaque(u64::from(refuse)) != 0 {
+        REFUSE
+    } else {
+        PERMIT
+    }
 }
 
 /// A cgroup program's return value: 1 goes on, 0 fails with EPERM or drops the packet.

@@ -8,11 +8,12 @@ use enforcer_common::{
     address::{Address, Destination, Protocol},
     facts::Task,
     tables::SocketRecord,
+    tier,
 };
 
 use crate::{
     kernel::{constant, read},
-    maps::{MODIFY_RETURN, NO_RECORD, SOCKET_RECORDS, SOCKETS},
+    maps::{NO_RECORD, SOCKET_RECORDS, SOCKETS, TIER},
     offset,
 };
 
@@ -27,13 +28,13 @@ const MPTCP: u16 = 262;
 /// `IPPROTO_ICMPV6`.
 const ICMPV6: u16 = 58;
 
-/// Family and transport protocol of the socket at a kernel address.
+/// Family (`AF_*`), type (`SOCK_*`) and protocol (`IPPROTO_*`) of the socket at a kernel address.
 #[inline(always)]
-pub fn kind(sk: u64) -> (u16, Protocol) {
-    (
-        read(sk + offset!(sk_family)),
-        protocol(read(sk + offset!(sk_protocol))),
-    )
+pub fn kind(sk: u64) -> (u32, u32, u32) {
+    let family: u16 = read(sk + offset!(sk_family));
+    let kind: u16 = read(sk + offset!(sk_type));
+    let protocol: u16 = read(sk + offset!(sk_protocol));
+    (u32::from(family), u32::from(kind), u32::from(protocol))
 }
 
 /// A protocol number as scopes know it.
@@ -163,7 +164,7 @@ impl Handle {
 /// Whether records are found by the socket's cookie: BPF_MODIFY_RETURN programs have no socket storage.
 #[inline(always)]
 fn by_cookie() -> bool {
-    constant(&MODIFY_RETURN) != 0
+    constant(&TIER) == tier::MODIFY_RETURN
 }
 
 /// The cookie of the socket at a kernel address; 0 if nobody asked for it yet.

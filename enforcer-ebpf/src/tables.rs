@@ -107,7 +107,7 @@ impl Tables for KernelTables {
 
 /// Looks up a key that has its prefix length within, which aya's own type does not.
 #[inline(always)]
-fn lookup<K, V: Copy>(trie: &'static impl Sized, key: &K) -> Option<V> {
+pub fn lookup<K, V: Copy>(trie: &'static impl Sized, key: &K) -> Option<V> {
     // SAFETY: the trie is a map whose keys and values are `K` and `V`; the value is copied at once.
     unsafe {
         let value = bpf_map_lookup_elem(

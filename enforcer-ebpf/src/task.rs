@@ -54,6 +54,12 @@ pub fn current_holder() -> Task {
     facts
 }
 
+/// The current task's instance; 0 if it is in none. In a frame of its own.
+#[inline(never)]
+pub fn current_instance() -> CgroupId {
+    current_holder().instance
+}
+
 #[inline(always)]
 fn fill_holder(facts: &mut Task, task: u64) {
     facts.start = start(task);

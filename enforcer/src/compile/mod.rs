@@ -92,7 +92,8 @@ pub fn compile(
             masks: subjects
                 .keys()
                 .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
-            reserved: [0; 3],
+            environment: 0,
+            reserved: [0; 2],
             zero: 0,
         },
         credentials: rights.credentials(bundle, &credentials),

@@ -63,6 +63,36 @@ const HOOKS: &[Hook] = &[
     Hook::notice("inode_free_security", "security_inode_free"),
     Hook::gate("file_open", "file_open", "security_file_open"),
     Hook::gate(
+        "file_permission",
+        "file_permission",
+        "security_file_permission",
+    ),
+    Hook::gate("mmap_file", "mmap_file", "security_mmap_file"),
+    Hook::gate("file_receive", "file_receive", "security_file_receive"),
+    Hook::gate(
+        "ptrace_access_check",
+        "ptrace_access_check",
+        "security_ptrace_access_check",
+    ),
+    Hook::gate(
+        "unix_stream_connect",
+        "unix_stream_connect",
+        "security_unix_stream_connect",
+    ),
+    Hook::gate("unix_may_send", "unix_may_send", "security_unix_may_send"),
+    Hook::gate("unix_sendmsg", "socket_sendmsg", "security_socket_sendmsg"),
+    Hook::gate("socket_create", "socket_create", "security_socket_create"),
+    Hook::gate(
+        "family_connect",
+        "socket_connect",
+        "security_socket_connect",
+    ),
+    Hook::gate(
+        "family_sendmsg",
+        "socket_sendmsg",
+        "security_socket_sendmsg",
+    ),
+    Hook::gate(
         "endpoint_connect",
         "socket_connect",
         "security_socket_connect",
@@ -90,6 +120,7 @@ const SOCKET_FREED: Hook = Hook::notice("sk_free_security", "security_sk_free");
 /// BTF tracepoints that follow processes and cgroups.
 const TRACEPOINTS: &[&str] = &[
     "sched_process_fork",
+    "sched_process_exec",
     "sched_process_exit",
     "cgroup_mkdir",
     "cgroup_rmdir",
@@ -301,9 +332,9 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     program::<CgroupSock>(&mut ebpf, "sock_create")?
         .load()
         .map_err(refused("sock_create", "loading"))?;
-    program::<SockOps>(&mut ebpf, "tcp_established")?
+    program::<SockOps>(&mut ebpf, "tcp_state")?
         .load()
-        .map_err(refused("tcp_established", "loading"))?;
+        .map_err(refused("tcp_state", "loading"))?;
     Ok(Loaded {
         ebpf,
         tier,
@@ -316,13 +347,13 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
 fn open(options: &Options, tier: Tier, task_in_cgroup_programs: u32) -> Result<Ebpf, Error> {
     let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
-    let modify_return = u32::from(tier == Tier::ModifyReturn);
+    let tier = tier.code();
     EbpfLoader::new()
         .btf(Some(&btf))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
         .override_global("OFFSETS", &offsets, true)
         .override_global("TASK_IN_CGROUP_PROGRAMS", &task_in_cgroup_programs, true)
-        .override_global("MODIFY_RETURN", &modify_return, true)
+        .override_global("TIER", &tier, true)
         .map_max_entries("HOLDERS", options.holders)
         .map_max_entries("DENIALS", options.denials_ring_bytes)
         .map_max_entries("USES", options.uses_ring_bytes)
@@ -350,9 +381,9 @@ fn attach(loaded: &mut Loaded) -> Result<(), Error> {
             .attach()
             .map_err(refused(tracepoint, "attaching"))?;
     }
-    program::<SockOps>(ebpf, "tcp_established")?
+    program::<SockOps>(ebpf, "tcp_state")?
         .attach(&root, CgroupAttachMode::Single)
-        .map_err(refused("tcp_established", "attaching"))?;
+        .map_err(refused("tcp_state", "attaching"))?;
     program::<CgroupSock>(ebpf, "sock_create")?
         .attach(&root, CgroupAttachMode::Single)
         .map_err(refused("sock_create", "attaching"))?;

@@ -1,5 +1,6 @@
 //! How this node is gated.
 
+use enforcer_common::tier;
 use serde::Serialize;
 
 /// The means by which reads and calls are refused. The cgroup network programs are the same on all.
@@ -17,6 +18,15 @@ pub enum Tier {
 impl Tier {
     /// Every tier, the strongest first.
     pub const ALL: [Self; 3] = [Self::Lsm, Self::ModifyReturn, Self::Fanotify];
+
+    /// The number that programs know it by.
+    pub const fn code(self) -> u32 {
+        match self {
+            Self::Lsm => tier::LSM,
+            Self::ModifyReturn => tier::MODIFY_RETURN,
+            Self::Fanotify => tier::FANOTIFY,
+        }
+    }
 
     /// The word in bundles, events and documents.
     pub const fn name(self) -> &'static str {

@@ -44,6 +44,12 @@ struct Event<'a> {
     process: Process,
     file: Option<String>,
     destination: Option<Destination>,
+    /// The kind of socket, where that is what was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<Socket>,
+    /// The process whose memory was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<u32>,
     gate: &'static str,
     tier: Tier,
 }
@@ -75,6 +81,15 @@ struct Process {
 struct Ancestor {
     pid: i32,
     comm: String,
+}
+
+/// A kind of socket, by the kernel's numbers.
+#[derive(Debug, Serialize)]
+struct Socket {
+    family: u32,
+    #[serde(rename = "type")]
+    kind: u32,
+    protocol: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -206,6 +221,15 @@ impl Log {
             process: process(record, context),
             file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
             destination: destination(record, context),
+            socket: record
+                .destination
+                .as_socket()
+                .map(|(family, kind, protocol)| Socket {
+                    family,
+                    kind,
+                    protocol,
+                }),
+            target: (record.target.0 != 0).then_some(record.target.0),
             gate: name(Gate::from_u8(record.gate), Gate::name),
             tier: context.tier,
         }
