@@ -76,6 +76,9 @@ pub const VARIABLES: u32 = 4_096;
 /// hold more than can be known, if any variable is a credential.
 pub const ENVIRONMENT_PIECES: u64 = 512;
 
+/// Threads that copy a file to an overlay's upper layer at the same moment.
+pub const COPY_UPS: u32 = 4_096;
+
 /// Sockets of holders, where their records cannot be kept with the sockets themselves. A packet of a socket
 /// without a record is judged by its cgroup alone.
 pub const SOCKET_RECORDS: u32 = 65_536;

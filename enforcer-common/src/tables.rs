@@ -460,6 +460,18 @@ pub struct Capture {
     pub reserved: u32,
 }
 
+/// Value of the table of overlay copies under way, by thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CopyUp {
+    /// The new inode; all zero until it is made.
+    pub to: InodeKey,
+    /// The credential that is copied, if the overlay's own inode is known as one.
+    pub credential: CredentialId,
+    /// Always 0.
+    pub reserved: u32,
+}
+
 /// Facts recorded with a socket when a holder last used it, for the packet gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -564,6 +576,7 @@ sizes! {
     Watch = 16,
     Capture = 104,
     crate::address::Destination = 24,
+    CopyUp = 24,
     SocketRecord = 80,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,

@@ -11,7 +11,7 @@ use enforcer_common::{
 };
 
 use crate::{
-    capture,
+    capture, copy_up,
     emit::Object,
     gate,
     kernel::{load, read},
@@ -82,7 +82,14 @@ pub unsafe fn opened(file: *const u8) -> bool {
     if credential.0 == 0 {
         return mode & WRITABLE != 0 && is_dying() && dump();
     }
-    mode & READABLE != 0 && gate::read(credential, Object::file(&it.key), Gate::FileOpen)
+    if mode & READABLE == 0 {
+        return false;
+    }
+    let refused = gate::read(credential, Object::file(&it.key), Gate::FileOpen);
+    if !refused {
+        copy_up::opened(credential);
+    }
+    refused
 }
 
 /// Bytes of an open file reach the current task by other means than an open: it reads, maps or receives it.

@@ -9,6 +9,7 @@
 )]
 
 pub mod capture;
+pub mod copy_up;
 pub mod emit;
 pub mod environment;
 pub mod family;

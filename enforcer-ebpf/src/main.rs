@@ -27,9 +27,11 @@ use enforcer_common::{
     address::{Address, Destination, Protocol},
     event::Gate,
     facts::Task,
+    tables::Tables,
     tier,
 };
 use enforcer_ebpf::{
+    copy_up,
     emit::Object,
     environment, family, file,
     gate::{self, Named},
@@ -38,6 +40,7 @@ use enforcer_ebpf::{
     maps::{TASK_IN_CGROUP_PROGRAMS, TIER},
     memory, offset, packet, respond,
     socket::{self, Handle, INET, INET6},
+    tables::{KernelTables, blur},
     task, unix, watch,
 };
 
@@ -169,9 +172,14 @@ fn try_endpoint(sock: *const u8, name: u64, gate: Gate) -> bool {
     let Some(sk) = inet_socket(sock) else {
         return false;
     };
-    let Some(destination) = socket::named(name, sk.family, sk.protocol) else {
+    let Some(mut destination) = socket::named(name, sk.family, sk.protocol) else {
         return false;
     };
+    let Some(bundle) = KernelTables.bundle() else {
+        return false;
+    };
+    // What follows is walked once, not for each family.
+    blur(&mut destination, bundle);
     match gate::endpoint(&destination) {
         Some(credential) => gate::read(credential, Object::endpoint(&destination), gate),
         None => false,
@@ -373,10 +381,9 @@ pub fn sk_free_security(ctx: LsmContext) -> i32 {
 /// `void d_instantiate(struct dentry *dentry, struct inode *inode)`
 #[lsm(hook = "d_instantiate")]
 pub fn d_instantiate(ctx: LsmContext) -> i32 {
-    watch::appears(
-        ctx.arg::<*const u8>(0) as u64,
-        ctx.arg::<*const u8>(1) as u64,
-    );
+    let inode = ctx.arg::<*const u8>(1) as u64;
+    watch::appears(ctx.arg::<*const u8>(0) as u64, inode);
+    copy_up::named(inode);
     respond::PERMIT
 }
 
@@ -388,6 +395,13 @@ pub fn inode_rename(ctx: LsmContext) -> i32 {
     let new = ctx.arg::<*const u8>(3) as u64;
     let protected = watch::appears(new, read(old + offset!(dentry_inode)));
     respond::lsm(!protected)
+}
+
+/// `int inode_copy_up(struct dentry *src, struct cred **new)`: an overlay is about to copy a file.
+#[lsm(hook = "inode_copy_up")]
+pub fn inode_copy_up(ctx: LsmContext) -> i32 {
+    copy_up::announced(ctx.arg::<*const u8>(0) as u64);
+    respond::PERMIT
 }
 
 /// `int inode_link(struct dentry *old_dentry, struct inode *dir, struct dentry *new_dentry)`
@@ -421,6 +435,7 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     lifecycle::exited(ctx.arg::<*const u8>(0) as u64);
+    copy_up::ended();
     0
 }
 

@@ -11,8 +11,9 @@ use enforcer_common::{
     ids::{CgroupId, CredentialId, Generation, InodeKey, PortSetId, Tgid, Tid},
     layout::Offsets,
     tables::{
-        Bundle, Capture, Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey,
-        Grants, HolderKey, SocketName, SocketRecord, Subject, SubjectKey, Versioned, Watch,
+        Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey, EndpointKey,
+        GrantKey, Grants, HolderKey, SocketName, SocketRecord, Subject, SubjectKey, Versioned,
+        Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -174,6 +175,10 @@ pub static PATTERNS: HashMap<PatternKey, Pattern> =
 #[map]
 pub static NODES: HashMap<enforcer_common::ids::WatchNode, Node> =
     HashMap::with_max_entries(capacity::WATCH_NODES, BPF_F_NO_PREALLOC);
+
+/// Overlay copies under way, by thread.
+#[map]
+pub static COPY_UPS: HashMap<u64, CopyUp> = HashMap::with_max_entries(capacity::COPY_UPS, 0);
 
 /// Opens of daemon threads that want the file's key.
 #[map]

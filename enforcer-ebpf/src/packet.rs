@@ -17,7 +17,7 @@ use enforcer_common::{
     event::{Gate, taken},
     facts::Task,
     ids::CgroupId,
-    tables::{Bundle, Tables},
+    tables::Tables,
     verdict::{Reason, Verdict},
 };
 
@@ -25,7 +25,7 @@ use crate::{
     emit::{self, Object},
     gate,
     socket::{self, Handle},
-    tables::KernelTables,
+    tables::{KernelTables, blur},
     task,
 };
 
@@ -196,21 +196,6 @@ pub extern "C" fn judge(skb: *mut __sk_buff, how: u64) -> u64 {
     }
     report(now, &task, &to, verdict, how & by::SEEN != 0);
     u64::from(verdict.refuses())
-}
-
-/// Adds 0 to every word of a value, a 0 that the verifier does not know ([`Bundle::zero`]).
-#[inline(always)]
-fn blur<T>(value: &mut T, bundle: &Bundle) {
-    let words = core::ptr::from_mut(value).cast::<u64>();
-    let mut word = 0;
-    while word < size_of::<T>() / 8 {
-        // SAFETY: a `repr(C)` value of whole words.
-        unsafe {
-            let at = words.add(word);
-            at.write_volatile(at.read_volatile() | reload(&bundle.zero));
-        }
-        word += 1;
-    }
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@
 use aya_ebpf::{helpers::generated::bpf_map_lookup_elem, maps::HashMap};
 use enforcer_common::{
     address::Address,
+    branchless::reload,
     decide,
     ids::{BootNs, CredentialId, PortSetId, ScopeId},
     tables::{
@@ -43,6 +44,21 @@ pub fn settled<K, V: Copy>(map: &HashMap<K, V>, key: &K, into: &mut V) -> bool {
         *into = unsafe { core::ptr::read_volatile(second) };
     }
     true
+}
+
+/// Adds 0 to every word of a value, a 0 that the verifier does not know ([`Bundle::zero`]).
+#[inline(always)]
+pub fn blur<T>(value: &mut T, bundle: &Bundle) {
+    let words = core::ptr::from_mut(value).cast::<u64>();
+    let mut word = 0;
+    while word < size_of::<T>() / 8 {
+        // SAFETY: a `repr(C)` value of whole words.
+        unsafe {
+            let at = words.add(word);
+            at.write_volatile(at.read_volatile() | reload(&bundle.zero));
+        }
+        word += 1;
+    }
 }
 
 impl Tables for KernelTables {

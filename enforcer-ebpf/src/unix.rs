@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use enforcer_common::{
-    event::{Gate, Kind},
+    event::Gate,
     ids::CredentialId,
     tables::{SOCKET_NAME_BYTES, SocketName, Versioned},
 };
@@ -29,12 +29,13 @@ pub fn reached(other: u64, gate: Gate) -> bool {
         return false;
     }
     let path: u64 = read(other + offset!(unix_path) + offset!(path_dentry));
-    if path == 0 {
-        let credential = by_name(other);
-        return credential.0 != 0 && gate::read(credential, Object::nothing(Kind::Read), gate);
-    }
+    // All zero, the key of no file, for a name outside the file systems.
     let key = inode_key(read(path + offset!(dentry_inode)));
-    let credential = file::credential(&key);
+    let credential = if path == 0 {
+        by_name(other)
+    } else {
+        file::credential(&key)
+    };
     credential.0 != 0 && gate::read(credential, Object::file(&key), gate)
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use enforcer_common::address::Address;
 use enforcer_common::capacity::HELD_PER_HOLDER;
-use enforcer_common::event::{Notice, NoticeKind, Ring, Use};
+use enforcer_common::event::{Kind, Notice, NoticeKind, Ring, Use};
 use enforcer_common::ids::{
     CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, WatchNode,
 };
@@ -29,7 +29,7 @@ use crate::kernel::maps::{self, Maps};
 use crate::kernel::tier::Tier;
 use crate::node::files::Files;
 use crate::node::names::Names;
-use crate::node::{cgroups, executables, processes, users};
+use crate::node::{cgroups, dumps, executables, processes, users};
 use crate::record::{Context, Log};
 
 /// Why a bundle was not applied. What was in force stays in force.
@@ -453,6 +453,13 @@ impl Engine {
         let credential = in_force.policy.credential_info.get(&record.credential);
         if credential.is_some_and(|it| canary::is_canary(&it.id)) {
             return;
+        }
+        let is_holder = record.kind == Kind::Read as u8 && record.reason == 0;
+        if is_holder
+            && record.trusted == 0
+            && let Err(error) = dumps::forbid(record.task.tgid)
+        {
+            tracing::debug!(pid = record.task.tgid.0, %error, "core dumps of a holder stay as they are");
         }
         let hosts: BTreeMap<IpAddr, String> = self
             .names

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -34,4 +35,11 @@ pub fn cache() -> Result<PathBuf> {
         .join(".cache"),
     };
     Ok(base.join("enforcer"))
+}
+
+/// `PATH` with the built programs first.
+pub fn path_with_programs() -> Result<OsString> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(static_programs()).chain(env::split_paths(&path));
+    env::join_paths(all).context("the directory of the programs cannot stand in PATH")
 }

@@ -23,6 +23,12 @@ use crate::{
 
 /// As many guests at once; each is mostly one thread's work.
 const GUESTS: usize = 2;
+/// Kernels of the `modify-return` tier.
+const MODIFY_RETURN: &[&str] = &["5.10", "6.12", "newest"];
+/// Kernels of the `fanotify` tier, besides this machine's own.
+const FANOTIFY: &[&str] = &["6.12"];
+/// As Ubuntu and many managed nodes boot.
+const LSM_WITHOUT_BPF: &str = "lockdown,yama,apparmor";
 /// How much of a failed stage's log is shown.
 const LOG_LINES: usize = 40;
 /// Emulation is slow, and a guest that stands still is found out sooner than this.
@@ -169,29 +175,64 @@ fn counted(stage: Stage, log: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What a kernel runs, and how it is booted.
+#[derive(Clone, Debug)]
+struct Job {
+    /// `None` for this machine's own.
+    kernel: Option<Wanted>,
+    tier: &'static str,
+}
+
+/// The `lsm` tier on every kernel, `modify-return` on the oldest, one between and the newest, `fanotify` on one and on
+/// this machine, whose kernel need not let programs in anywhere else.
+fn jobs(args: &Args) -> Vec<Job> {
+    let kernels = |names: &[&str]| -> Vec<Wanted> {
+        let promised = names.iter().filter_map(|name| name.parse().ok());
+        promised
+            .filter(|kernel| args.kernel.is_empty() || args.kernel.contains(kernel))
+            .collect()
+    };
+    let mut lsm = kernels(&PROMISED);
+    lsm.extend(
+        args.kernel
+            .iter()
+            .filter(|it| matches!(it, Wanted::Path(_)))
+            .cloned(),
+    );
+    let on = |kernels: Vec<Wanted>, tier| {
+        kernels.into_iter().map(move |kernel| Job {
+            kernel: Some(kernel),
+            tier,
+        })
+    };
+    let mut jobs: Vec<Job> = on(lsm, "lsm").collect();
+    jobs.extend(on(kernels(MODIFY_RETURN), "modify-return"));
+    jobs.extend(on(kernels(FANOTIFY), "fanotify"));
+    if args.kernel.is_empty() {
+        jobs.push(Job {
+            kernel: None,
+            tier: "fanotify",
+        });
+    }
+    jobs
+}
+
 /// Boots all kernels, a few at a time.
 fn guests(args: &Args, logs: &Path, built: bool) -> Vec<Report> {
-    let kernels: Vec<Wanted> = if args.kernel.is_empty() {
-        PROMISED
-            .iter()
-            .filter_map(|kernel| kernel.parse().ok())
-            .collect()
-    } else {
-        args.kernel.clone()
-    };
+    let jobs = jobs(args);
     if !built {
         println!("stage guest ... FAILED (not run, since there is nothing to run: build failed)");
-        return kernels
+        return jobs
             .iter()
             .map(|_| Report::new(false, Tally::default()))
             .collect();
     }
-    let queue = Mutex::new(kernels.into_iter());
+    let queue = Mutex::new(jobs.into_iter());
     let next = || queue.lock().ok()?.next();
     let worker = || {
         let mut reports = Vec::new();
-        while let Some(kernel) = next() {
-            reports.push(guest(kernel, args.filter.as_deref(), logs));
+        while let Some(job) = next() {
+            reports.push(run_job(&job, args.filter.as_deref(), logs));
         }
         reports
     };
@@ -208,45 +249,72 @@ fn guests(args: &Args, logs: &Path, built: bool) -> Vec<Report> {
     })
 }
 
-fn guest(kernel: Wanted, filter: Option<&str>, logs: &Path) -> Report {
-    let name = match &kernel {
-        Wanted::Path(path) => path
+fn run_job(job: &Job, filter: Option<&str>, logs: &Path) -> Report {
+    let place = match &job.kernel {
+        None => "host".to_owned(),
+        Some(Wanted::Path(path)) => path
             .file_name()
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned(),
-        kernel => kernel.to_string(),
+        Some(kernel) => kernel.to_string(),
     };
-    let log = logs.join(format!("guest-{name}.log"));
+    let name = format!("{place} {}", job.tier);
+    let log = logs.join(format!("{place}-{}.log", job.tier));
     let start = Instant::now();
-    let result = run_guest(kernel, filter, &log);
+    let result = run_suites(job, filter, &log);
     let tally = Tally::of_guest(&read(&log));
     let result = result.and_then(|()| complete(tally));
     println!("stage guest {name} ... {}", verdict(&result, start, &log));
     Report::new(result.is_ok(), tally.unwrap_or_default())
 }
 
-fn run_guest(kernel: Wanted, filter: Option<&str>, log: &Path) -> Result<()> {
+fn run_suites(job: &Job, filter: Option<&str>, log: &Path) -> Result<()> {
     let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    let command = suites(job.tier, filter);
+    let Some(kernel) = &job.kernel else {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &command])
+            .env("PATH", paths::path_with_programs()?)
+            .stdout(out.try_clone()?)
+            .stderr(out);
+        return cmd::stream(&mut shell);
+    };
     let options = vm::Options {
         timeout: GUEST_TIMEOUT_SECS,
-        ..vm::Options::for_kernel(kernel)
+        // A list without `bpf`: there the other tiers are what there is.
+        lsm: (job.tier != "lsm").then(|| LSM_WITHOUT_BPF.to_owned()),
+        ..vm::Options::for_kernel(kernel.clone())
     };
-    let mut command = "enforcer-tests guest".to_owned();
-    if let Some(filter) = filter {
-        command.push_str(&format!(" --filter '{}'", filter.replace('\'', r"'\''")));
-    } else {
-        // Each runs whatever the others came to, and each has its own closing line.
-        command = format!(
-            "enforcer probe; probe=$?; enforcer-tests replay; replay=$?; {command} && [ $probe$replay = 00 ]"
-        );
-    }
     let outcome = vm::run(&options, &command, out)?;
     match &outcome {
         vm::Outcome::Exited(0) => Ok(()),
         vm::Outcome::Exited(status) => bail!("`{command}` ended with status {status}, expected 0"),
         failed => bail!("{}", failed.report().unwrap_or_default()),
     }
+}
+
+/// What is run on a tier. Each part runs whatever the others came to, and each has its own closing line.
+fn suites(tier: &str, filter: Option<&str>) -> String {
+    if let Some(filter) = filter {
+        let filter = filter.replace('\'', r"'\''");
+        return format!(
+            "export ENFORCER_TIER={tier}; enforcer-tests guest --filter '{filter}'; enforcer-tests attacks --filter '{filter}'"
+        );
+    }
+    let mut parts = vec!["enforcer probe", "enforcer-tests attacks"];
+    if tier == "lsm" {
+        parts.extend(["enforcer-tests replay", "enforcer-tests guest"]);
+    }
+    let parts: Vec<String> = parts
+        .iter()
+        .map(|part| format!("{part} || bad=1"))
+        .collect();
+    format!(
+        "export ENFORCER_TIER={tier}; {}; [ -z \"$bad\" ]",
+        parts.join("; ")
+    )
 }
 
 /// On a promised kernel every case can be run, so one that was skipped is one that is not kept.

@@ -59,6 +59,7 @@ impl Hook {
 const HOOKS: &[Hook] = &[
     Hook::notice("d_instantiate", "security_d_instantiate"),
     Hook::gate("inode_rename", "inode_rename", "security_inode_rename"),
+    Hook::gate("inode_copy_up", "inode_copy_up", "security_inode_copy_up"),
     Hook::gate("inode_link", "inode_link", "security_inode_link"),
     Hook::notice("inode_free_security", "security_inode_free"),
     Hook::gate("file_open", "file_open", "security_file_open"),
