@@ -4,9 +4,11 @@ use std::{
     collections::BTreeMap,
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
 };
 
 use anyhow::{Context as _, Result};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 const PROG_GET_NEXT_ID: u32 = 11;
 const MAP_GET_NEXT_ID: u32 = 12;
@@ -53,10 +55,9 @@ struct ProgInfo {
     run_count: u64,
 }
 
-fn bpf(command: u32, attr: &mut Attr) -> io::Result<i64> {
-    // SAFETY: the attribute is as long as said, and its only pointer is to a live `ProgInfo`.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
+fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
+    // SAFETY: the attribute is as long as said, and its pointers are to what lives longer than the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -74,15 +75,89 @@ fn ids(command: u32) -> Vec<u32> {
 }
 
 fn open(command: u32, id: u32) -> io::Result<OwnedFd> {
-    let fd = bpf(
+    owned(bpf(
         command,
         &mut Attr {
             words: [id, 0, 0, 0],
         },
-    )?;
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    ))
+}
+
+/// The descriptor that a command returned.
+fn owned(fd: io::Result<i64>) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(fd?).map_err(io::Error::other)?;
     // SAFETY: the kernel gave us this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Detaches every link that can be, whosever it is. Says how many.
+pub fn detach_links() -> Result<usize> {
+    const LINK_GET_FD_BY_ID: u32 = 30;
+    const LINK_GET_NEXT_ID: u32 = 31;
+    const LINK_DETACH: u32 = 34;
+    let mut detached = 0;
+    for id in ids(LINK_GET_NEXT_ID) {
+        let Ok(link) = open(LINK_GET_FD_BY_ID, id) else {
+            continue;
+        };
+        let mut attr = Attr {
+            words: [link.as_raw_fd().cast_unsigned(), 0, 0, 0],
+        };
+        detached += usize::from(bpf(LINK_DETACH, &mut attr).is_ok());
+    }
+    Ok(detached)
+}
+
+/// Attaches a program to a cgroup that rewrites where IPv4 sockets connect to. It goes when dropped.
+pub fn rewrite_connects(cgroup: &Path, to: [u8; 4]) -> Result<OwnedFd> {
+    const PROG_LOAD: u32 = 5;
+    const LINK_CREATE: u32 = 28;
+    const CGROUP_SOCK_ADDR: u32 = 18;
+    const INET4_CONNECT: u32 = 10;
+    // `*(u32 *)(r1 + 4) = to; r0 = 1; exit`: the second word of the context is the address.
+    let address = u32::from_ne_bytes(to);
+    let instructions: [u64; 4] = [
+        0xb7 | 2 << 8 | u64::from(address) << 32,
+        0x63 | (1 | 2 << 4) << 8 | 4 << 16,
+        0xb7 | 1 << 32,
+        0x95,
+    ];
+    let mut load = LoadAttr {
+        kind: CGROUP_SOCK_ADDR,
+        count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type: INET4_CONNECT,
+        ..LoadAttr::default()
+    };
+    // Before 5.11 programs count as locked memory.
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+    let program = owned(bpf(PROG_LOAD, &mut load)).context("cannot load a program")?;
+    let cgroup = fs::File::open(cgroup)?;
+    let mut link = Attr {
+        words: [
+            program.as_raw_fd().cast_unsigned(),
+            cgroup.as_raw_fd().cast_unsigned(),
+            INET4_CONNECT,
+            0,
+        ],
+    };
+    owned(bpf(LINK_CREATE, &mut link)).context("cannot attach a program")
+}
+
+/// The part of `union bpf_attr` that loading a program uses.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log: [u64; 2],
+    versions: [u32; 2],
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
 }
 
 /// How long a program ran, and how often.

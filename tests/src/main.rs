@@ -1,6 +1,7 @@
 //! Integration tests against a running kernel and daemon, and the demonstration.
 //!
-//! Runs as root in a guest of its own: it mounts, adds users' processes and devices, and sets the clock.
+//! Runs as root, in a guest of its own or else in namespaces: it mounts, adds users' processes and devices, and
+//! in a guest sets the clock.
 //! One program plays every part: the runner, the peer outside, and, under other names, the actors.
 
 use std::{env, path::Path, process::ExitCode};
@@ -8,11 +9,13 @@ use std::{env, path::Path, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 mod actor;
+mod attacks;
 mod bpf;
 mod bundle;
 mod cases;
 mod demo;
 mod harness;
+mod isolate;
 mod load;
 mod peer;
 mod replay;
@@ -32,6 +35,20 @@ enum Command {
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
     },
+    /// Try the ways round the enforcer, each next to its harmless twin
+    Attacks {
+        /// The tier that the daemon is told to use; without, it chooses
+        #[arg(long)]
+        tier: Option<String>,
+        /// Only those with this in their id and name, as in `A01 io_uring`
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
+        /// In namespaces and a cgroup of its own, as always where this is no test guest
+        #[arg(long)]
+        isolated: bool,
+    },
+    /// Print docs/coverage.md
+    Coverage,
     /// Tell the story
     Demo,
     /// Measure with many credentials and entitlements
@@ -72,12 +89,38 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().command {
         Command::Act { steps } => return actor::main(steps),
-        Command::Guest { filter } => cases::run(&filter),
+        Command::Guest { filter } => return apart(false, |_| cases::run(&filter)),
+        Command::Attacks {
+            tier,
+            filter,
+            isolated,
+        } => {
+            if let Some(tier) = tier {
+                harness::daemon::use_tier(tier);
+            }
+            return apart(isolated, |shared| attacks::run(&filter, shared));
+        }
+        Command::Coverage => {
+            print!("{}", attacks::coverage::table());
+            Ok(true)
+        }
         Command::Demo => demo::run(),
         Command::Load { size, operations } => load::run(size, operations).map(|()| true),
         Command::Replay { cases, seed } => replay::run(cases, seed),
         Command::Peer => peer::run().map(|()| true),
     };
+    exit_code(result)
+}
+
+/// Runs in namespaces of its own, unless the whole machine is for tests. It is told whether there are others.
+fn apart(isolated: bool, run: impl FnOnce(bool) -> anyhow::Result<bool>) -> ExitCode {
+    if !isolated && isolate::in_guest() {
+        return exit_code(run(false));
+    }
+    isolate::run(|| exit_code(run(true))).unwrap_or_else(|error| exit_code(Err(error)))
+}
+
+fn exit_code(result: anyhow::Result<bool>) -> ExitCode {
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -4,15 +4,25 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, BufRead as _, Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     process::Command,
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{self, CloneFlags};
+use nix::{
+    sched::{self, CloneFlags},
+    sys::{
+        socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt},
+        time::{TimeVal, TimeValLike as _},
+    },
+};
+
+mod others;
+mod sniffer;
 
 /// Where holders of most credentials may go.
 pub const ALLOWED: &str = "10.20.0.2:9000";
@@ -27,16 +37,30 @@ pub const BASELINE: &str = "10.20.0.53:9000";
 /// Hands out secrets, as a cloud's metadata service does.
 pub const ENDPOINT: &str = "10.20.0.80:80";
 
+/// Accepts, and reads only after a while.
+pub const SLOW: &str = "10.20.0.66:9001";
+/// Where clouds hand out secrets.
+pub const METADATA: [&str; 7] = [
+    "169.254.169.254:80",
+    "169.254.170.2:80",
+    "169.254.170.23:80",
+    "168.63.129.16:80",
+    "100.100.100.200:80",
+    "192.0.0.192:80",
+    "[fd00:ec2::254]:80",
+];
+
 const LISTENED: [&str; 6] = [ALLOWED, ALLOWED6, FORBIDDEN, FORBIDDEN6, BASELINE, ENDPOINT];
 
 /// Client and server, without cookies, on all listeners.
 pub const FAST_OPEN: &str = "1543";
 
-/// Bytes by protocol and address, as in `tcp 10.20.0.2:9000`.
-type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
+/// Numbers by what they count.
+pub type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
 
-/// Runs as the peer: says `ready`, gets the interface's name, says `up`, and answers each further line
-/// with the counts so far.
+/// Runs as the peer: says `ready`, gets the interface's name, says `up`, and answers each further line: `counts`
+/// with the bytes by protocol and address, as in `tcp 10.20.0.2:9000`; `frames` and `asked` with what the sniffer
+/// saw; `pull FROM TO` with what it was sent there.
 pub fn run() -> Result<()> {
     sched::unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     say("ready")?;
@@ -44,18 +68,56 @@ pub fn run() -> Result<()> {
     let interface = lines.next().context("got no interface")??;
     set_up(interface.trim())?;
     let counts = Counts::default();
-    for address in LISTENED {
+    for address in LISTENED.iter().chain(&METADATA) {
         listen(address.parse()?, &counts)?;
     }
+    listen_slowly(SLOW.parse()?)?;
+    others::listen(FORBIDDEN.parse()?);
+    let seen = sniffer::start(interface.trim())?;
     say("up")?;
     for line in lines {
-        line?;
-        let counts = counts
-            .lock()
-            .map_err(|_| anyhow::anyhow!("a counter panicked"))?;
-        say(&serde_json::to_string(&*counts)?)?;
+        say(&answer(&line?, &counts, &seen)?)?;
     }
     Ok(())
+}
+
+fn answer(line: &str, counts: &Counts, seen: &sniffer::Seen) -> Result<String> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let map = match words[..] {
+        ["frames"] => &seen.frames,
+        ["asked"] => &seen.asked,
+        ["pull", from, to] => return Ok(serde_json::to_string(&pull(from, to)?)?),
+        _ => counts,
+    };
+    let map = map
+        .lock()
+        .map_err(|_| anyhow::anyhow!("a counter panicked"))?;
+    Ok(serde_json::to_string(&*map)?)
+}
+
+/// Connects from one address to another and counts what comes.
+fn pull(from: &str, to: &str) -> Result<Option<u64>> {
+    let (from, to): (SocketAddr, SocketAddr) = (from.parse()?, to.parse()?);
+    let fd = socket::socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    socket::setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(2))?;
+    socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(from))?;
+    if socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to)).is_err() {
+        return Ok(None);
+    }
+    let mut stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut sum = 0;
+    let mut buffer = [0; 1024];
+    while let Ok(bytes @ 1..) = stream.read(&mut buffer) {
+        sum += bytes as u64;
+    }
+    Ok(Some(sum))
 }
 
 fn say(line: &str) -> Result<()> {
@@ -98,6 +160,25 @@ fn set_up(interface: &str) -> Result<()> {
             address.ip()
         ))?;
     }
+    for address in METADATA {
+        let address = address.parse::<SocketAddr>()?.ip();
+        ip(&format!("addr add {address} dev {interface}"))?;
+    }
+    Ok(())
+}
+
+/// Keeps those who connect waiting, so that their sends block.
+fn listen_slowly(address: SocketAddr) -> Result<()> {
+    let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    thread::spawn(move || {
+        for mut stream in tcp.incoming().flatten() {
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(1500));
+                // It ends when the other side ends it.
+                let _ = io::copy(&mut stream, &mut io::sink());
+            });
+        }
+    });
     Ok(())
 }
 
@@ -137,7 +218,7 @@ fn listen(address: SocketAddr, counts: &Counts) -> Result<()> {
     Ok(())
 }
 
-fn add(counts: &Counts, key: &str, bytes: usize) {
+pub(crate) fn add(counts: &Counts, key: &str, bytes: usize) {
     if let Ok(mut counts) = counts.lock() {
         *counts.entry(key.to_owned()).or_default() += bytes as u64;
     }

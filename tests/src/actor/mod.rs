@@ -8,13 +8,21 @@ use std::{
     collections::VecDeque, io::Write as _, net::SocketAddr, os::fd::OwnedFd, process::ExitCode,
 };
 
-use nix::errno::Errno;
+use nix::{errno::Errno, sched::CloneFlags};
 use serde_json::json;
+use uring::How;
 
+mod engines;
 mod files;
+mod inflight;
+mod local;
+mod memory;
+mod odd;
+mod packets;
 mod places;
 mod processes;
 mod sockets;
+mod sys;
 mod uring;
 
 /// What is sent, so that arrived bytes can be counted.
@@ -54,6 +62,8 @@ struct State {
     connection: Option<(OwnedFd, SocketAddr, &'static str)>,
     /// The file that `hold` opened.
     file: Option<OwnedFd>,
+    /// Where `map-held` mapped it.
+    map: Option<usize>,
 }
 
 /// The words still to come, and those of the current step.
@@ -122,6 +132,11 @@ fn hand_on(verb: &str, state: &mut State, words: &mut Words) -> Option<u8> {
         "spawn" => processes::spawn,
         "exec" => processes::exec,
         "exec-as" => processes::exec_as,
+        "exec-named" => processes::exec_named,
+        "exec-with" => processes::exec_with,
+        "exec-crowded" => processes::exec_crowded,
+        "exec-memory" => processes::exec_memory,
+        "into-cgroup" => processes::into_cgroup,
         "thread-exec" => processes::thread_exec,
         "shell" => processes::shell,
         _ => return None,
@@ -143,10 +158,10 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
             let path = words.next()?;
             files::hammer(&path, words.number()?)
         }
-        "uring-read" => uring::read(&words.next()?, false),
-        "uring-read-async" => uring::read(&words.next()?, true),
-        "uring-tcp" => uring::connect(words.address()?, false),
-        "uring-tcp-async" => uring::connect(words.address()?, true),
+        "uring-read" => uring::read(&words.next()?, How::Inline),
+        "uring-read-async" => uring::read(&words.next()?, How::Worker),
+        "uring-tcp" => uring::connect(words.address()?, How::Inline),
+        "uring-tcp-async" => uring::connect(words.address()?, How::Worker),
         "tcp" => sockets::tcp(words.address()?),
         "tcp-fast-open" => sockets::tcp_fast_open(words.address()?),
         "udp" => sockets::udp(words.address()?),
@@ -166,7 +181,20 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
         }
         "sleep" => places::sleep(words.number()?),
         "pause" => places::pause(),
-        _ => Err(Errno::EINVAL),
+        "child" => processes::child(state, words, CloneFlags::empty()),
+        "child-vm" => processes::child(state, words, CloneFlags::CLONE_VM),
+        "child-vfork" => {
+            let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+            processes::child(state, words, flags)
+        }
+        _ => places::perform(verb, words)
+            .or_else(|| engines::perform(verb, state, words))
+            .or_else(|| local::perform(verb, state, words))
+            .or_else(|| memory::perform(verb, state, words))
+            .or_else(|| odd::perform(verb, state, words))
+            .or_else(|| packets::perform(verb, state, words))
+            .or_else(|| inflight::perform(verb, state, words))
+            .unwrap_or(Err(Errno::EINVAL)),
     }
 }
 

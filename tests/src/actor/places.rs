@@ -1,15 +1,91 @@
 //! Who and where an actor is.
 
-use std::{fs, io, io::Read as _, path::Path, thread, time::Duration};
+use std::{ffi::CString, fs, io, io::Read as _, path::Path, thread, time::Duration};
 
 use nix::{
     errno::Errno,
     mount::{self, MsFlags},
     sched::{self, CloneFlags},
+    sys::prctl,
     unistd::{self, Gid, Uid},
 };
 
-use super::Done;
+use super::{Done, Words};
+
+/// The rarer steps of this file.
+pub fn perform(verb: &str, words: &mut Words) -> Option<nix::Result<Done>> {
+    Some(match verb {
+        "chroot" => words.next().and_then(|place| {
+            unistd::chroot(place.as_str())?;
+            unistd::chdir("/")?;
+            Ok(Done::default())
+        }),
+        "user-namespace" => user_namespace(),
+        "enter-mounts" => words.number().and_then(enter_mounts),
+        "overlay" => words.next().and_then(|lower| {
+            let upper = words.next()?;
+            overlay(&lower, &upper, &words.next()?)
+        }),
+        "name" => words.next().and_then(|name| {
+            let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+            prctl::set_name(&name)?;
+            Ok(Done::default())
+        }),
+        "odd-name" => {
+            // As long as a name may be, and nothing that is text.
+            prctl::set_name(c"\n\"\x1b[31m{}\xff\xfe\\").map(|()| Done::default())
+        }
+        "memory-name" => rename_arguments(),
+        _ => return None,
+    })
+}
+
+/// Root in a user namespace of its own, with the mounts that allows.
+fn user_namespace() -> nix::Result<Done> {
+    let (user, group) = (unistd::getuid(), unistd::getgid());
+    // After a change of user the files below would be root's.
+    prctl::set_dumpable(true)?;
+    sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    for (file, text) in [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("0 {user} 1")),
+        ("gid_map", format!("0 {group} 1")),
+    ] {
+        fs::write(format!("/proc/self/{file}"), text).map_err(|error| errno(&error))?;
+    }
+    Ok(Done::default())
+}
+
+/// Into another process's mount namespace.
+fn enter_mounts(pid: u64) -> nix::Result<Done> {
+    let namespace = fs::File::open(format!("/proc/{pid}/ns/mnt")).map_err(|error| errno(&error))?;
+    sched::setns(namespace, CloneFlags::CLONE_NEWNS)?;
+    Ok(Done::default())
+}
+
+/// An overlay with these lower and upper directories.
+fn overlay(lower: &str, upper: &str, place: &str) -> nix::Result<Done> {
+    let kind = Some("overlay");
+    // What `userxattr` is for is not needed, and older kernels do not know it.
+    let options = format!("lowerdir={lower},upperdir={upper}/upper,workdir={upper}/work");
+    mount::mount(kind, place, kind, MsFlags::empty(), Some(options.as_str()))?;
+    Ok(Done::default())
+}
+
+/// Writes another program's name over the first argument, where `ps` looks.
+fn rename_arguments() -> nix::Result<Done> {
+    let stat = fs::read_to_string("/proc/self/stat").map_err(|error| errno(&error))?;
+    // arg_start is the 48th field, the 46th after the name.
+    let start: usize = stat
+        .rsplit(')')
+        .next()
+        .and_then(|rest| rest.split_whitespace().nth(45)?.parse().ok())
+        .ok_or(Errno::EINVAL)?;
+    let name = b"/opt/t/entitled\0";
+    // SAFETY: the arguments' memory is writable, and longer than this since the steps follow.
+    unsafe { (start as *mut u8).copy_from(name.as_ptr(), name.len()) };
+    Ok(Done::default())
+}
 
 /// The errno behind an I/O error.
 pub fn errno(error: &io::Error) -> Errno {

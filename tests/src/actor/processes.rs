@@ -4,7 +4,8 @@ use std::{
     convert::Infallible,
     env,
     ffi::CString,
-    os::fd::OwnedFd,
+    fs,
+    os::fd::{AsRawFd as _, OwnedFd},
     process::{self, Command},
     thread,
     time::Duration,
@@ -13,11 +14,14 @@ use std::{
 use nix::{
     errno::Errno,
     sched::CloneFlags,
-    sys::wait::{self, WaitStatus},
+    sys::{
+        memfd,
+        wait::{self, WaitStatus},
+    },
     unistd::{self, ForkResult, Pid},
 };
 
-use super::{State, places, run};
+use super::{Done, State, Words, places, run};
 
 const STACK_BYTES: usize = 256 * 1024;
 
@@ -193,6 +197,100 @@ pub fn thread_exec(state: State, steps: Vec<String>) -> nix::Result<u8> {
     thread::spawn(|| exec(state, steps))
         .join()
         .map_err(|_| Errno::ECANCELED)?
+}
+
+/// The program anew, under a name that is another's.
+pub fn exec_named(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let program = c_strings(&[own_path()?])?;
+    match unistd::execv(&program[0], &c_strings(&steps.split_off(0))?)? {}
+}
+
+/// The program anew, with this variable, the first word, in its environment.
+pub fn exec_with(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let variables = c_strings(&[steps.remove(0)])?;
+    let line = c_strings(&command_line(&own_path()?, steps))?;
+    match unistd::execve(&line[0], &line, &variables)? {}
+}
+
+/// The same, after so many others that nobody looks through them all.
+pub fn exec_crowded(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let mut variables: Vec<String> = (0..2000)
+        .map(|number| format!("NOTHING_{number}="))
+        .collect();
+    variables.push(steps.remove(0));
+    let line = c_strings(&command_line(&own_path()?, steps))?;
+    match unistd::execve(&line[0], &line, &c_strings(&variables)?)? {}
+}
+
+/// The program anew, from a copy that is in no directory.
+pub fn exec_memory(_: State, steps: Vec<String>) -> nix::Result<u8> {
+    let path = own_path()?;
+    let copy = memfd::memfd_create(c"entitled", memfd::MFdFlags::empty())?;
+    let program = fs::read(&path).map_err(|error| places::errno(&error))?;
+    fs::write(format!("/proc/self/fd/{}", copy.as_raw_fd()), program)
+        .map_err(|error| places::errno(&error))?;
+    let line = c_strings(&command_line(&path, steps))?;
+    match unistd::fexecve::<_, CString, CString>(copy, &line, &[])? {}
+}
+
+/// A child born in another cgroup, the first word.
+pub fn into_cgroup(state: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let place = format!("/sys/fs/cgroup/{}", steps.remove(0));
+    let cgroup = fs::File::open(place).map_err(|error| places::errno(&error))?;
+    /// `struct clone_args`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        before: [u64; 3],
+        exit_signal: u64,
+        between: [u64; 5],
+        cgroup: u64,
+    }
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    let arguments = Arguments {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup.as_raw_fd() as u64,
+        ..Arguments::default()
+    };
+    // SAFETY: like a fork, with the arguments as long as said; an actor has no other threads.
+    let child = Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<Arguments>(),
+        )
+    })?;
+    match child {
+        0 => run_and_exit(state, steps),
+        child => status_of(Pid::from_raw(child as i32)),
+    }
+}
+
+/// A child does the next step, which is one word and its argument; we go on. The result is the child's.
+pub fn child(state: &mut State, words: &mut Words, flags: CloneFlags) -> nix::Result<Done> {
+    let step = vec![words.next()?, words.next()?];
+    let kept = std::mem::take(state);
+    let status = clone(flags, State::default(), step)?;
+    *state = kept;
+    match status {
+        0 => Ok(Done::default()),
+        1 => Err(Errno::EPERM),
+        _ => Err(Errno::ECHILD),
+    }
 }
 
 /// A shell with all the words as its script.

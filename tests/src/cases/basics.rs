@@ -133,7 +133,7 @@ fn event_of_a_denied_read(scene: &mut Scene) -> Result<()> {
     ensure!(event.0["reason"].is_string(), "no reason in {}", event.0);
     // The same line is in the log.
     wait_for("the event in the log file", || {
-        let log = fs::read_to_string("/tmp/enforcer-events.jsonl").ok()?;
+        let log = fs::read_to_string(daemon::EVENT_LOG).ok()?;
         let mut lines = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -19,7 +19,7 @@ mod malformed;
 mod network;
 mod paths;
 mod selectors;
-mod standard;
+pub mod standard;
 mod swap;
 mod terms;
 
@@ -60,7 +60,8 @@ pub struct Scene {
 }
 
 impl Scene {
-    fn set_up() -> Result<Self> {
+    /// Files, programs, and the world outside.
+    pub fn set_up() -> Result<Self> {
         fs::create_dir_all(FILES)?;
         // A file system whose files have handles.
         mount::mount(

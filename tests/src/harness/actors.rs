@@ -191,6 +191,16 @@ impl Running {
         stdin.write_all(b"\n").context("it has gone")
     }
 
+    /// What it has said so far, without what was only waited for.
+    pub fn said(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Allows it more time than usual.
     pub fn patiently(&mut self, limit: Duration) {
         self.end = Instant::now() + limit;

@@ -35,6 +35,11 @@ impl Cgroup {
         Self::new(&format!("system.slice/{name}"))
     }
 
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Its path below the cgroup root.
     pub fn name(&self) -> &str {
         &self.name

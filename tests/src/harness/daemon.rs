@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, Output, Stdio},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -19,14 +20,25 @@ use crate::bundle;
 
 /// Where the daemon finds its bundle.
 pub const BUNDLE: &str = "/etc/enforcer/bundle.yaml";
+/// Where its logs go.
+pub const LOGS: &str = "/var/log/enforcer";
 /// What the daemon says.
-pub const LOG: &str = "/tmp/enforcer.log";
-const EVENT_LOG: &str = "/tmp/enforcer-events.jsonl";
+pub const LOG: &str = "/var/log/enforcer/tests.log";
+/// Its record of events.
+pub const EVENT_LOG: &str = "/var/log/enforcer/tests-events.jsonl";
+/// The tier that it is told to use; without, it chooses.
+static TIER: OnceLock<String> = OnceLock::new();
 /// Ending takes no longer than this.
 const STOP: Duration = Duration::from_secs(20);
 
 /// A bundle's text without its head.
 pub type Bundle = bundle::Parts;
+
+/// Starts daemons on this tier from now on.
+pub fn use_tier(tier: String) {
+    // It is told once.
+    let _ = TIER.set(tier);
+}
 
 /// A running daemon, stopped when dropped.
 pub struct Daemon {
@@ -43,9 +55,12 @@ impl Daemon {
         let text = bundle.text();
         write(BUNDLE, &format!("{head}{text}"))?;
         fs::create_dir_all("/run/enforcer")?;
+        fs::create_dir_all(LOGS)?;
         let log = File::options().create(true).append(true).open(LOG)?;
+        let tier = TIER.get().map(|tier| ["--tier", tier]);
         let mut child = Command::new("enforcer")
             .args(["run", "--bundle", BUNDLE, "--event-log", EVENT_LOG])
+            .args(tier.iter().flatten())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -57,7 +72,7 @@ impl Daemon {
             events,
             in_force: text,
         };
-        let output = enforcer(&["status", "--wait", "60s"])?;
+        let output = enforcer(&["status", "--wait", "180s"])?;
         if !output.status.success() || !daemon.is_alive() {
             bail!(
                 "the daemon does not enforce: status ended with {} and said {}{}; its log ends with\n{}",
@@ -90,11 +105,12 @@ impl Daemon {
         let (version, head) = bundle::head();
         let text = bundle.text();
         replace(&format!("{head}{text}"))?;
-        self.in_force = text;
         wait_for(&format!("bundle {version} to be in force"), || {
             (version_in_force().ok()? == version).then_some(())
         })
-        .with_context(log_tail)
+        .with_context(log_tail)?;
+        self.in_force = text;
+        Ok(())
     }
 
     /// Replaces its bundle, and waits until somebody was judged by the new one. For when there are many

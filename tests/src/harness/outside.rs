@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
@@ -16,6 +17,8 @@ const NEAR: &str = "near0";
 
 /// Bytes by protocol and address.
 pub type Counts = BTreeMap<String, u64>;
+/// Frames with the payload, or asking for an address, by where they say they go.
+pub type Frames = BTreeMap<String, u64>;
 
 /// A running peer behind a pair of devices. Goes when dropped, and the devices with it.
 pub struct Outside {
@@ -56,6 +59,11 @@ impl Outside {
         peer::ip(&format!("addr add 10.20.0.1/24 dev {NEAR}"))?;
         peer::ip(&format!("link set {NEAR} up"))?;
         peer::ip(&format!("addr add fd20::1/64 dev {NEAR}"))?;
+        for address in peer::METADATA {
+            let address = address.parse::<SocketAddr>()?.ip();
+            let family = if address.is_ipv4() { "-4" } else { "-6" };
+            peer::ip(&format!("{family} route add {address} dev {NEAR}"))?;
+        }
         writeln!(outside.stdin, "{far}")?;
         outside.hear("up")?;
         let state = format!("/sys/class/net/{NEAR}/operstate");
@@ -83,9 +91,32 @@ impl Outside {
 
     /// What has arrived so far.
     pub fn counts(&mut self) -> Result<Counts> {
-        writeln!(self.stdin, "counts").context("the peer has gone")?;
-        let line = self.line()?;
+        let line = self.ask("counts")?;
         serde_json::from_str(&line).with_context(|| format!("the peer said {line:?}"))
+    }
+
+    /// Frames with the payload that have arrived so far, whatever protocol they are of.
+    pub fn frames(&mut self) -> Result<Frames> {
+        let line = self.ask("frames")?;
+        serde_json::from_str(&line).with_context(|| format!("the peer said {line:?}"))
+    }
+
+    /// IPv4 addresses that were asked for.
+    pub fn asked(&mut self) -> Result<Frames> {
+        let line = self.ask("asked")?;
+        serde_json::from_str(&line).with_context(|| format!("the peer said {line:?}"))
+    }
+
+    /// Lets the peer connect from an address of its own to one of ours, and says how many bytes it was sent
+    /// within two seconds; none if it could not connect.
+    pub fn pull(&mut self, from: &str, to: &str) -> Result<Option<u64>> {
+        let line = self.ask(&format!("pull {from} {to}"))?;
+        serde_json::from_str(&line).with_context(|| format!("the peer said {line:?}"))
+    }
+
+    fn ask(&mut self, question: &str) -> Result<String> {
+        writeln!(self.stdin, "{question}").context("the peer has gone")?;
+        self.line()
     }
 }
 

@@ -1,0 +1,82 @@
+//! Credentials in environment variables.
+
+use anyhow::Result;
+
+use super::{
+    Attack, attack,
+    expected::{CAUGHT, hooks_only, open},
+    stage::{Goal, Stage, root},
+};
+use crate::{
+    cases::{entitled, standard::DESTINATIONS},
+    harness::Bundle,
+};
+
+const SEND: &str = "tcp 10.20.0.66:9000";
+
+pub const ATTACKS: &[Attack] = &[
+    attack(
+        "A27",
+        "started_with_it",
+        "a process started with the variable holds from then on",
+        CAUGHT,
+        |s| {
+            in_force(s)?;
+            s.twin(&entitled(), Goal::Send, &["exec-with OTHER=x", SEND])?;
+            s.attack(&entitled(), Goal::Send, &["exec-with APP_TOKEN=x", SEND])
+        },
+    ),
+    attack(
+        "A27",
+        "environment_of_another",
+        "another process's environment, by /proc/PID/environ",
+        hooks_only("permission events say nothing of other processes' environment"),
+        |s| {
+            // What /proc says whatever the reason.
+            s.refusals = &[libc::EPERM, libc::EACCES];
+            in_force(s)?;
+            let clean = s.waiting(&root("entitled"), &["exec-with OTHER=x"], &[])?;
+            s.twin(
+                &root("other"),
+                Goal::Read,
+                &[&format!("read /proc/{}/environ", clean.pid())],
+            )?;
+            let holder = s.waiting(&root("entitled"), &["exec-with APP_TOKEN=x"], &[])?;
+            s.attack(
+                &root("other"),
+                Goal::Read,
+                &[&format!("read /proc/{}/environ", holder.pid())],
+            )
+        },
+    ),
+    attack(
+        "A28",
+        "hidden_in_a_crowd",
+        "the variable after two thousand others",
+        CAUGHT,
+        |s| {
+            in_force(s)?;
+            s.twin(&entitled(), Goal::Send, &[SEND])?;
+            s.attack(&entitled(), Goal::Send, &["exec-crowded APP_TOKEN=x", SEND])
+        },
+    ),
+    attack(
+        "A28",
+        "under_another_name",
+        "the value under another name",
+        open("a variable is known by its name"),
+        |s| {
+            in_force(s)?;
+            s.twin(&entitled(), Goal::Send, &[SEND])?;
+            s.attack(&entitled(), Goal::Send, &["exec-with RENAMED=x", SEND])
+        },
+    ),
+];
+
+fn in_force(s: &mut Stage<'_>) -> Result<()> {
+    let bundle = Bundle::default()
+        .credential("id: token, sources: [{environment: APP_TOKEN}]")
+        .workload("app", "executable: {path: /opt/t/entitled}")
+        .entitlement("E1", "app", "token", DESTINATIONS);
+    s.on(&bundle).map(|_| ())
+}

@@ -1,0 +1,165 @@
+//! The catalogue of ways round an enforcer, as tests: each entry is tried next to its harmless twin, and must
+//! come to what the registry says for this tier and kernel. `docs/coverage.md` is printed from the registry.
+
+use std::{fs, time::Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    cases::Scene,
+    harness::{self, Skipped},
+};
+
+pub mod coverage;
+pub mod expected;
+mod stage;
+
+mod daemon;
+mod environment;
+mod families;
+mod holders;
+mod inbound;
+mod inflight;
+mod local;
+mod memory;
+mod packets;
+mod reads;
+
+use expected::{Expected, Kernel, Seen, Tier};
+use stage::Stage;
+
+/// One row of the table.
+pub struct Attack {
+    /// The catalogue's entry; several rows may share one.
+    id: &'static str,
+    /// The test's name.
+    name: &'static str,
+    /// The technique, in a few words.
+    title: &'static str,
+    expected: Expected,
+    run: fn(&mut Stage<'_>) -> Result<()>,
+}
+
+/// A row.
+const fn attack(
+    id: &'static str,
+    name: &'static str,
+    title: &'static str,
+    expected: Expected,
+    run: fn(&mut Stage<'_>) -> Result<()>,
+) -> Attack {
+    Attack {
+        id,
+        name,
+        title,
+        expected,
+        run,
+    }
+}
+
+/// A row that is only there to say why it cannot be tried.
+const fn untried(
+    id: &'static str,
+    name: &'static str,
+    title: &'static str,
+    why: &'static str,
+) -> Attack {
+    attack(id, name, title, expected::not_run(why), |_| {
+        bail!("there is nothing to run")
+    })
+}
+
+/// Every row, by group.
+const ALL: &[&[Attack]] = &[
+    reads::ATTACKS,
+    memory::ATTACKS,
+    environment::ATTACKS,
+    holders::ATTACKS,
+    families::ATTACKS,
+    packets::ATTACKS,
+    inflight::ATTACKS,
+    inbound::ATTACKS,
+    local::ATTACKS,
+    daemon::ATTACKS,
+];
+
+/// How the rows came out.
+#[derive(Default)]
+struct Tally {
+    passed: u32,
+    failed: u32,
+    skipped: u32,
+    not_run: u32,
+}
+
+/// Runs all attacks with `filter` in `ID name`. The result is whether all came to what is expected.
+pub fn run(filter: &str, shared: bool) -> Result<bool> {
+    let mut scene = Scene::set_up()?;
+    stage::make_files()?;
+    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+        .context("cannot allow ping sockets")?;
+    scene.on(&stage::standard_bundle()?)?;
+    let status = harness::daemon::status()?;
+    let tier = Tier::parse(status["tier"].as_str().unwrap_or_default())?;
+    let uname = nix::sys::utsname::uname()?;
+    let kernel = expected::kernel(&uname.release().to_string_lossy())?;
+    println!("tier {tier}, kernel {}.{}", kernel.0, kernel.1);
+
+    let mut tally = Tally::default();
+    for attack in ALL.iter().copied().flatten() {
+        if format!("{} {}", attack.id, attack.name).contains(filter) {
+            one(attack, &mut scene, (tier, kernel, shared), &mut tally);
+        }
+    }
+    scene.off().context("the daemon did not end well")?;
+    println!("{} as listed cannot be run here", tally.not_run);
+    let Tally {
+        passed,
+        failed,
+        skipped,
+        ..
+    } = tally;
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    Ok(failed == 0)
+}
+
+fn one(
+    attack: &Attack,
+    scene: &mut Scene,
+    (tier, kernel, shared): (Tier, Kernel, bool),
+    tally: &mut Tally,
+) {
+    let Attack { id, name, .. } = attack;
+    let seen = attack.expected.here(tier, kernel);
+    if let Seen::NotRun(why) = seen {
+        tally.not_run += 1;
+        println!("not run {id} {name}: {why}");
+        return;
+    }
+    let start = Instant::now();
+    let mut stage = Stage {
+        scene,
+        seen,
+        shared,
+        refusals: &[libc::EPERM],
+        reasons: "",
+    };
+    let result = (attack.run)(&mut stage);
+    let seconds = start.elapsed().as_secs_f64();
+    match result {
+        Ok(()) => {
+            tally.passed += 1;
+            println!("ok {id} {name}: {seen} ({seconds:.1} s)");
+        }
+        Err(error) => match error.downcast_ref::<Skipped>() {
+            Some(why) => {
+                tally.skipped += 1;
+                println!("skipped {id} {name}: {why} ({seconds:.1} s)");
+            }
+            None => {
+                tally.failed += 1;
+                println!("FAILED {id} {name}: {error:#} ({seconds:.1} s)");
+            }
+        },
+    }
+}
