@@ -3,6 +3,7 @@
 pub mod cgroups;
 pub mod executables;
 pub mod files;
+pub mod mapped;
 pub mod names;
-pub mod processes;
+
 pub mod users;
