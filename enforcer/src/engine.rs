@@ -9,7 +9,7 @@ use std::time::Duration;
 use aya::Ebpf;
 use enforcer_common::address::Address;
 use enforcer_common::decide;
-use enforcer_common::event::{Notice, NoticeKind, Ring, Use};
+use enforcer_common::event::{Gate, Notice, NoticeKind, Ring, Use, taken};
 use enforcer_common::ids::{
     CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid, WatchNode,
 };
@@ -18,6 +18,7 @@ use enforcer_common::tables::{
     Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Holder, SubjectKey,
     Versioned,
 };
+use enforcer_common::verdict::Action;
 use enforcer_common::watch::{ChildKey, Node, PatternKey};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -557,6 +558,18 @@ impl Engine {
         if credential.is_some_and(|it| canary::is_canary(&it.id)) {
             return;
         }
+        let mut record = *record;
+        if self.gate.is_some() && refused_without_signal(&record) {
+            // The programs of this tier cannot send signals: the call was refused, the process goes now.
+            let ebpf = &mut self.loaded.ebpf;
+            let look = || iterate::thread(ebpf, record.tid).ok().flatten();
+            match fanotify::kill(&record.task, look) {
+                Ok(()) => record.taken = taken::KILLED,
+                Err(error) => {
+                    tracing::warn!(pid = record.task.tgid.0, %error, "a process that was to be killed was only refused");
+                }
+            }
+        }
         let hosts: BTreeMap<IpAddr, String> = self
             .names
             .hosts()
@@ -576,7 +589,7 @@ impl Engine {
             wall: &|boot| self.clock.wall(boot),
             tier: self.loaded.tier,
         };
-        self.log.write_use(record, &context);
+        self.log.write_use(&record, &context);
     }
 
     /// Acts on a notice.
@@ -776,6 +789,17 @@ impl Engine {
         self.report_losses();
         self.log.write("stopped", json!({}));
     }
+}
+
+/// Whether a cgroup program refused a call of a process that should be killed for it.
+fn refused_without_signal(record: &Use) -> bool {
+    let gate = Gate::from_u8(record.gate);
+    record.taken == taken::REFUSED
+        && Action::from_u8(record.action) == Some(Action::Kill)
+        && matches!(
+            gate,
+            Some(Gate::CgroupConnect | Gate::CgroupSendmsg | Gate::SocketCreate)
+        )
 }
 
 /// What this version leaves open on the `lsm` tier, told in `status`.

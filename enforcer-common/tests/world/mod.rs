@@ -170,7 +170,8 @@ fn bundle() -> impl Strategy<Value = Bundle> {
             on_expiry,
             inbound_permitted: 0,
             masks: 0,
-            reserved: [0; 3],
+            environment: 0,
+            reserved: [0; 2],
             zero: 0,
         },
     )

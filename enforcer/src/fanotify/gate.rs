@@ -6,7 +6,7 @@
 //! kernel by iterators, and from its own handle to the table of holders.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, R
 use tokio::sync::mpsc;
 
 use super::call;
+use super::kill::kill;
 use super::marks::{self, mark};
 use super::snapshot::{Found, Rules, Snapshot};
 use crate::kernel::clock::boot_now;
@@ -210,7 +211,7 @@ impl Answerer {
         }
         let done = self.act(&thread, verdict);
         // Each read(2) of an open file asks again: what is allowed was reported with the open.
-        let told = opens || recorded == Recorded::New || verdict.refuses();
+        let told = opens || recorded == Recorded::New || verdict.reason() != 0;
         Answer {
             permit: !verdict.refuses(),
             report: told.then(|| report(now, rules, &file_record, &thread, verdict, done)),
@@ -279,34 +280,15 @@ impl Answerer {
         if !matches!(verdict.action(), Action::Kill) {
             return taken::REFUSED;
         }
-        match self.kill(thread) {
+        // The signal is there before the answer.
+        let inquiry = &mut self.inquiry;
+        match kill(&thread.task, || inquiry.thread(thread.tid).ok().flatten()) {
             Ok(()) => taken::KILLED,
             Err(error) => {
                 self.trouble("killing a process", error.to_string());
                 taken::REFUSED
             }
         }
-    }
-
-    /// Kills the process that waits for the answer: the signal is there before the answer. The process is named
-    /// by a descriptor, and looked at again behind it, so that no other is killed that got its number.
-    fn kill(&mut self, thread: &ThreadRecord) -> nix::Result<()> {
-        let process = pidfd_open(thread.task.tgid.0)?;
-        let still = self.inquiry.thread(thread.tid).ok().flatten();
-        if still.is_none_or(|it| it.task.start != thread.task.start) {
-            return Err(Errno::ESRCH);
-        }
-        // SAFETY: a system call on a descriptor that is open, and numbers.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                process.as_raw_fd(),
-                libc::SIGKILL,
-                0,
-                0,
-            )
-        };
-        Errno::result(result).map(drop)
     }
 
     /// Nothing is known of it, so it is denied.
@@ -342,14 +324,6 @@ fn is_ours(tid: i32) -> bool {
     // SAFETY: a system call on numbers; signal 0 only asks.
     let result = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, 0) };
     result == 0
-}
-
-fn pidfd_open(tgid: u32) -> nix::Result<OwnedFd> {
-    // SAFETY: a system call on numbers.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, tgid, 0) };
-    let descriptor = Errno::result(result)? as i32;
-    // SAFETY: the kernel just opened it for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 fn report(

@@ -4,6 +4,7 @@
 mod abilities;
 mod call;
 mod gate;
+mod kill;
 mod marks;
 mod snapshot;
 
@@ -28,6 +29,7 @@ use tokio::sync::mpsc;
 
 pub use abilities::{Abilities, Error as TrialError, subject, trial};
 pub use gate::{Counts, Trouble};
+pub use kill::kill;
 pub use marks::{Count, Kind, Marks, Survey};
 pub use snapshot::{Found, Places, Rules, Snapshot};
 

@@ -152,6 +152,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// The process that was started.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line, or none at the end.
     fn line(&mut self) -> Result<Option<String>> {
         match self
