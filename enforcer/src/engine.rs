@@ -257,6 +257,7 @@ impl Engine {
                     "issuer": bundle.metadata.issuer,
                     "files": self.files.count(),
                     "earlyHolders": self.early_holders,
+                    "notGated": self.not_gated(&policy),
                 }),
             );
         }
@@ -732,8 +733,18 @@ impl Engine {
                 Some(gate) => gate.not_covered(),
                 None => NOT_COVERED.to_vec(),
             },
+            "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
         })
+    }
+
+    /// The credentials whose reads are not gated on this tier, or not all: requested, and not effective.
+    fn not_gated<'a>(&self, policy: &'a Policy) -> BTreeSet<&'a str> {
+        let endpoints = self.gate.iter().flat_map(|_| policy.endpoints.values());
+        endpoints
+            .filter_map(|id| policy.credential_info.get(id))
+            .map(|it| it.id.as_str())
+            .collect()
     }
 
     /// What there is to say of the read gate of the `fanotify` tier.

@@ -34,7 +34,7 @@ impl Abilities {
     /// What this tier leaves open with them, for `status`.
     pub fn not_covered(self) -> Vec<&'static str> {
         let mut list = vec![
-            "reads while no daemon answers: when it dies, the kernel lets waiting readers go on, and everyone after them (the network gates end with it too)",
+            "reads while no daemon answers: when it dies, the kernel lets waiting readers go on, and everyone after them",
             "a new subdirectory of a watched directory, for the moment until the daemon has seen it",
             "mappings of a credential: judged when the file is opened, not when it is mapped or touched",
             "memory of a holder (ptrace, /proc/PID/mem)",
@@ -159,6 +159,8 @@ pub fn subject() -> i32 {
 }
 
 fn try_subject() -> io::Result<()> {
+    // Whatever holds it up, the parent does not wait for ever.
+    nix::unistd::alarm::set(PATIENCE.as_secs() as u32);
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
