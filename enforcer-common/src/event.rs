@@ -48,6 +48,8 @@ code!(
         UnixMaySend = 14 => "unix_may_send",
         /// A program was started with a credential in its environment.
         Exec = 15 => "exec",
+        /// A permission event, answered by the daemon.
+        Fanotify = 64 => "fanotify",
     }
 );
 

@@ -67,6 +67,30 @@ offsets! {
     task_signal = "task_struct".["signal"],
     /// Parent process.
     task_parent = "task_struct".["real_parent"],
+    /// Thread id in the initial namespace.
+    task_pid = "task_struct".["pid"],
+    /// What a task may do, and as whom.
+    task_cred = "task_struct".["cred"],
+    /// Name of a thread.
+    task_comm = "task_struct".["comm"],
+    /// Real user id.
+    cred_uid = "cred".["uid"],
+    /// Mount of a path.
+    path_mnt = "path".["mnt"],
+    /// The part of a mount that paths point to.
+    mount_mnt = "mount".["mnt"],
+    /// Namespace of a mount.
+    mount_ns = "mount".["mnt_ns"],
+    /// The memory at whose end a task's registers are saved.
+    task_stack = "task_struct".["stack"],
+    /// The last of those registers.
+    regs_last = "pt_regs".["ss"|"exit_rcu"|"stackframe+8"],
+    /// Number of the system call that a task is in.
+    regs_call = "pt_regs".["orig_ax"|"syscallno"],
+    /// Its second argument.
+    regs_second = "pt_regs".["si"|"regs+8"],
+    /// Its third argument.
+    regs_third = "pt_regs".["dx"|"regs+16"],
     /// Living threads of a process.
     signal_live = "signal_struct".["live"],
     /// The executable.

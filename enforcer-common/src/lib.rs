@@ -14,6 +14,7 @@ pub mod event;
 pub mod facts;
 pub mod ids;
 pub mod instance;
+pub mod iterate;
 pub mod layout;
 pub mod replay;
 pub mod tables;

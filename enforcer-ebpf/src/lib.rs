@@ -16,6 +16,7 @@ pub mod family;
 pub mod file;
 pub mod gate;
 pub mod holders;
+pub mod iterate;
 pub mod kernel;
 pub mod lifecycle;
 pub mod maps;

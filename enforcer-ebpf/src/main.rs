@@ -35,6 +35,7 @@ use enforcer_ebpf::{
     emit::Object,
     environment, family, file,
     gate::{self, Named},
+    iterate,
     kernel::{constant, load, read},
     lifecycle,
     maps::{TASK_IN_CGROUP_PROGRAMS, TIER},
@@ -480,5 +481,41 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
         ctx.arg::<*const u8>(0) as u64,
         ctx.arg::<*const u8>(2) as u64,
     );
+    0
+}
+
+/// `bpf_iter_task(struct bpf_iter_meta *meta, struct task_struct *task)`
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn iterate_thread(ctx: *const iterate::TaskContext) -> i32 {
+    // SAFETY: the kernel's context.
+    unsafe { iterate::thread(ctx, false) };
+    0
+}
+
+/// The same, from 5.15 on.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn iterate_thread_call(ctx: *const iterate::TaskContext) -> i32 {
+    // SAFETY: the kernel's context.
+    unsafe { iterate::thread(ctx, true) };
+    0
+}
+
+/// `bpf_iter_task_file(struct bpf_iter_meta *meta, struct task_struct *task, u32 fd, struct file *file)`
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn iterate_own_file(ctx: *const iterate::TaskFileContext) -> i32 {
+    // SAFETY: the kernel's context.
+    unsafe { iterate::own_file(ctx) };
+    0
+}
+
+/// The same.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub extern "C" fn iterate_holder(ctx: *const iterate::TaskFileContext) -> i32 {
+    // SAFETY: the kernel's context.
+    unsafe { iterate::holder(ctx) };
     0
 }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use enforcer_common::{
     capacity,
     ids::{CgroupId, CredentialId, Generation, InodeKey, PortSetId, Tgid, Tid},
+    iterate::{Asker, Wanted},
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey, EndpointKey,
@@ -42,6 +43,18 @@ pub static OFFSETS: Offsets = Offsets {
     task_start: 0,
     task_signal: 0,
     task_parent: 0,
+    task_pid: 0,
+    task_cred: 0,
+    task_comm: 0,
+    cred_uid: 0,
+    path_mnt: 0,
+    mount_mnt: 0,
+    mount_ns: 0,
+    task_stack: 0,
+    regs_last: 0,
+    regs_call: 0,
+    regs_second: 0,
+    regs_third: 0,
     signal_live: 0,
     mm_exe: 0,
     cgroup_root: 0,
@@ -183,6 +196,10 @@ pub static COPY_UPS: HashMap<u64, CopyUp> = HashMap::with_max_entries(capacity::
 /// Opens of daemon threads that want the file's key.
 #[map]
 pub static CAPTURES: HashMap<Tid, Capture> = HashMap::with_max_entries(capacity::CAPTURES, 0);
+
+/// What the askers of the daemon want the iterators to show, by [`enforcer_common::iterate::Asker`].
+#[map]
+pub static WANTED: Array<Wanted> = Array::with_max_entries(Asker::COUNT, 0);
 
 /// Facts of the last call on a socket; freed with it by the kernel (5.10 has it for LSM programs).
 #[btf_map]

@@ -100,7 +100,7 @@ pub fn start(task: u64) -> BootNs {
 
 /// The executable of the task at `task`; all zero for a kernel thread.
 #[inline(always)]
-fn executable(task: u64) -> ExecutableKey {
+pub fn executable(task: u64) -> ExecutableKey {
     executable_key(executable_inode(task))
 }
 

@@ -116,25 +116,33 @@ impl Canaries {
         ]
     }
 
+    /// The files, and what they are.
+    pub fn files<'a>(
+        &'a self,
+        policy: &'a Policy,
+    ) -> impl Iterator<Item = (InodeKey, CredentialId, &'a Path)> {
+        policy.credential_info.iter().flat_map(|(id, info)| {
+            let (keys, path) = match info.id.as_str() {
+                READ => (self.keys[0].as_slice(), &self.read),
+                SEND => (self.keys[1].as_slice(), &self.send),
+                _ => (&[][..], &self.read),
+            };
+            keys.iter().map(|key| (*key, *id, path.as_path()))
+        })
+    }
+
     /// Protects the files.
     pub fn protect(
         &self,
         ebpf: &mut Ebpf,
         policy: &Policy,
     ) -> Result<(), crate::kernel::maps::Error> {
-        for (id, info) in &policy.credential_info {
-            let keys = match info.id.as_str() {
-                READ => &self.keys[0],
-                SEND => &self.keys[1],
-                _ => continue,
-            };
-            for key in keys {
-                Maps(ebpf).put::<InodeKey, Versioned<CredentialId>>(
-                    "FILES",
-                    *key,
-                    Versioned::constant(*id),
-                )?;
-            }
+        for (key, id, _) in self.files(policy) {
+            Maps(ebpf).put::<InodeKey, Versioned<CredentialId>>(
+                "FILES",
+                key,
+                Versioned::constant(id),
+            )?;
         }
         Ok(())
     }

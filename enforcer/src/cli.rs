@@ -98,6 +98,9 @@ enum Command {
     /// The canaries' child process
     #[command(hide = true)]
     Canary { read: PathBuf, send: PathBuf },
+    /// The child process that permission events are tried on
+    #[command(hide = true)]
+    Trial,
 }
 
 #[derive(clap::Args)]
@@ -191,6 +194,7 @@ impl Cli {
             Command::Canary { read, send } => {
                 ExitCode::from(enforcer::canary::child(&read, &send) as u8)
             }
+            Command::Trial => ExitCode::from(enforcer::fanotify::subject() as u8),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,28 +8,35 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use enforcer_common::address::Address;
-use enforcer_common::capacity::HELD_PER_HOLDER;
-use enforcer_common::event::{Kind, Notice, NoticeKind, Ring, Use};
+use enforcer_common::decide;
+use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Ring, Use, taken};
 use enforcer_common::ids::{
-    CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, WatchNode,
+    CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid, WatchNode,
 };
+use enforcer_common::iterate::HolderRecord;
 use enforcer_common::tables::{
-    Cgroup, CgroupName, CredentialKey, EndpointKey, GrantKey, Holder, HolderKey, SubjectKey,
+    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Holder, SubjectKey,
     Versioned,
 };
+use enforcer_common::verdict::Action;
 use enforcer_common::watch::{ChildKey, Node, PatternKey};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use crate::bundle::{Bundle, LoadError, Mode};
 use crate::canary::{self, Canaries};
 use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile, difference};
+use crate::fanotify::{self, Places, ReadGate, Rules, Snapshot};
 use crate::kernel::clock::Keeper;
+use crate::kernel::holders::Holders;
+use crate::kernel::iterate;
 use crate::kernel::load::{self, Loaded, cgroup_root};
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::rings::Record;
 use crate::kernel::tier::Tier;
-use crate::node::files::Files;
+use crate::node::files::{Files, Prepared};
 use crate::node::names::Names;
-use crate::node::{cgroups, dumps, executables, processes, users};
+use crate::node::{cgroups, dumps, executables, mapped, users};
 use crate::record::{Context, Log};
 
 /// Why a bundle was not applied. What was in force stays in force.
@@ -60,6 +67,18 @@ pub enum Error {
     /// The programs cannot be loaded.
     #[error(transparent)]
     Load(#[from] load::Error),
+    /// The kernel's permission events cannot be tried.
+    #[error("cannot try the kernel's permission events")]
+    Trial(#[from] fanotify::TrialError),
+    /// They do not refuse.
+    #[error("the kernel let a read go on that was refused by a permission event; use another tier")]
+    NotGated,
+    /// The read gate cannot be put up.
+    #[error("the read gate cannot be put up")]
+    ReadGate(#[from] fanotify::Error),
+    /// Who had a credential open cannot be found.
+    #[error("cannot find who had a credential open before the start")]
+    EarlyHolders(#[from] iterate::Error),
     /// The cgroups cannot be listed.
     #[error("cannot list the cgroups")]
     Cgroups(#[source] std::io::Error),
@@ -68,7 +87,7 @@ pub enum Error {
 /// A bundle in force.
 struct InForce {
     bundle: Arc<Bundle>,
-    policy: Policy,
+    policy: Arc<Policy>,
     generation: Generation,
     executables: BTreeMap<ExecutableKey, PathBuf>,
 }
@@ -76,6 +95,8 @@ struct InForce {
 /// Everything the daemon knows.
 pub struct Engine {
     loaded: Loaded,
+    /// Answers permission events, where those gate the reads.
+    gate: Option<ReadGate>,
     source: PathBuf,
     numbering: Numbering,
     clock: Keeper,
@@ -102,13 +123,25 @@ impl Engine {
     ) -> Result<Self, Error> {
         let mut loaded = load::start(options, Tgid(std::process::id()))?;
         let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
+        let (gate, files) = match loaded.tier {
+            Tier::Fanotify => {
+                let abilities = fanotify::trial()?;
+                if !abilities.open {
+                    return Err(Error::NotGated);
+                }
+                let (gate, marks) = ReadGate::start(&loaded.ebpf, abilities)?;
+                (Some(gate), Files::with_marks(marks))
+            }
+            Tier::Lsm | Tier::ModifyReturn => (None, Files::default()),
+        };
         Ok(Self {
             loaded,
+            gate,
             source,
             numbering: Numbering::default(),
             clock: Keeper::new(),
             names: Names::default(),
-            files: Files::default(),
+            files,
             canaries,
             in_force: None,
             generation: Generation(0),
@@ -124,6 +157,13 @@ impl Engine {
     /// The loaded object, for reading its rings.
     pub fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.loaded.ebpf
+    }
+
+    /// Has what the read gate tells put among the records, where there is one. Once.
+    pub fn follow_gate(&mut self, records: &mpsc::Sender<Record>) {
+        if let Some(gate) = &mut self.gate {
+            gate.follow(records);
+        }
     }
 
     /// Where the bundle is read from.
@@ -187,18 +227,18 @@ impl Engine {
             hosts: self.names.hosts(),
             clock: self.clock.clock(),
         };
-        let policy = compile(
+        let policy = Arc::new(compile(
             &bundle,
             &facts,
             &mut self.numbering,
             &self.canaries.reserved(),
-        )?;
+        )?);
         let next = self.next;
         // Whatever becomes of it, the number is not used again: half-written tables may have it. The one
         // after next, because the description in force must keep its place, which is the number's last bit.
         self.next = Generation(next.0 + 2);
         let old = self.in_force.take();
-        let swapped = self.swap(old.as_ref().map(|it| &it.policy), &policy, next);
+        let swapped = self.swap(old.as_ref().map(|it| &*it.policy), &policy, next);
         if let Err(error) = swapped {
             self.in_force = old;
             return Err(error);
@@ -207,7 +247,7 @@ impl Engine {
         let first = old.is_none();
         let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
         if first {
-            self.early_holders = self.find_early_holders()?;
+            self.early_holders = self.find_early_holders(&policy)?;
         }
         if new_bundle {
             self.log.write(
@@ -217,6 +257,7 @@ impl Engine {
                     "issuer": bundle.metadata.issuer,
                     "files": self.files.count(),
                     "earlyHolders": self.early_holders,
+                    "notGated": self.not_gated(&policy),
                 }),
             );
         }
@@ -235,7 +276,12 @@ impl Engine {
 
     /// Writes everything for the next generation, makes it the one in force with a single store, and takes
     /// out what only the previous one used.
-    fn swap(&mut self, old: Option<&Policy>, new: &Policy, next: Generation) -> Result<(), Error> {
+    fn swap(
+        &mut self,
+        old: Option<&Policy>,
+        new: &Arc<Policy>,
+        next: Generation,
+    ) -> Result<(), Error> {
         self.write_cgroups(old, new, next)?;
         let mut maps = Maps(&mut self.loaded.ebpf);
         for (id, credential) in &new.credentials {
@@ -275,6 +321,8 @@ impl Engine {
             .files
             .prepare(&mut self.loaded.ebpf, new, self.generation, next)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
+        self.mark_canaries(new);
+        let places = self.places(new, Some(&prepared));
 
         let mut maps = Maps(&mut self.loaded.ebpf);
         let mut description = new.bundle;
@@ -282,17 +330,21 @@ impl Engine {
         maps.set("BUNDLES", next.0 & 1, description)?;
         maps.set("GENERATION", 0, next)?;
         let previous = std::mem::replace(&mut self.generation, next);
+        if let Some(gate) = &self.gate {
+            gate.publish(Snapshot {
+                rules: Some(Arc::new(Rules::new(new.clone(), next))),
+                places: Arc::new(places),
+            });
+        }
         grace();
 
         self.files.finish(&mut self.loaded.ebpf, prepared)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
+        self.unmark(new);
         let mut maps = Maps(&mut self.loaded.ebpf);
         if let Some(old) = old {
             for id in old.credentials.keys() {
-                maps.remove::<_, enforcer_common::tables::Credential>(
-                    "CREDENTIALS",
-                    &CredentialKey::new(previous, *id),
-                )?;
+                maps.remove::<_, Credential>("CREDENTIALS", &CredentialKey::new(previous, *id))?;
             }
             for selector in old.subjects.keys() {
                 maps.remove::<SubjectKey, enforcer_common::tables::Subject>(
@@ -405,44 +457,97 @@ impl Engine {
         Ok((children.delete, patterns.delete, nodes.delete))
     }
 
-    /// Makes holders of the workload instances whose processes had a credential open before the gates stood.
-    fn find_early_holders(&mut self) -> Result<usize, Error> {
-        let open = processes::holding(self.files.protected());
-        let cgroups = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
-        let by_path: BTreeMap<&str, CgroupId> = cgroups
-            .iter()
-            .map(|it| (it.path.as_str(), it.instance))
-            .collect();
-        for (tgid, credentials) in &open {
-            let membership = std::fs::read_to_string(format!("/proc/{}/cgroup", tgid.0));
-            let membership = membership.unwrap_or_default();
-            let path = membership.lines().find_map(|line| line.strip_prefix("0::"));
-            let instance = path.and_then(|path| by_path.get(path)).copied();
-            let Some(instance) = instance.filter(|it| it.0 != 0) else {
-                tracing::warn!(
-                    pid = tgid.0,
-                    "a process outside any unit, session or container had a credential open before the start; it is not a holder until it reads again"
-                );
-                continue;
-            };
-            for credential in credentials {
-                self.add_holding(Holder::instance(instance), *credential)?;
+    /// The canaries' files are marked like any other.
+    fn mark_canaries(&mut self, policy: &Policy) {
+        let Some(marks) = self.files.marks() else {
+            return;
+        };
+        for (key, _, path) in self.canaries.files(policy) {
+            match std::fs::File::open(path) {
+                Ok(file) => marks.file(&file, key, path),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), %error, "a canary is gone");
+                }
             }
         }
-        Ok(open.len())
     }
 
-    fn add_holding(&mut self, holder: Holder, credential: CredentialId) -> Result<(), Error> {
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        for slot in 0..=HELD_PER_HOLDER {
-            let key = HolderKey { holder, slot };
-            if maps.put_new("HOLDERS", &key, &credential)?
-                || maps.get("HOLDERS", &key)? == Some(credential)
-            {
-                return Ok(());
-            }
+    /// What the read gate is to know of the files.
+    fn places(&self, policy: &Policy, prepared: Option<&Prepared>) -> Places {
+        let mut places = self.files.places(prepared);
+        let canaries = self.canaries.files(policy);
+        places.files.extend(canaries.map(|(key, id, _)| (key, id)));
+        places
+    }
+
+    fn unmark(&mut self, policy: &Policy) {
+        let canaries: Vec<InodeKey> = self.canaries.files(policy).map(|it| it.0).collect();
+        self.files.unmark(&canaries);
+    }
+
+    /// Makes sure, where reads are gated by marks, that all are in place and the gate knows of them.
+    pub fn reconcile(&mut self) {
+        let Some(policy) = self.in_force.as_ref().map(|it| it.policy.clone()) else {
+            return;
+        };
+        if self.gate.is_none() {
+            return;
         }
-        Ok(())
+        if let Err(error) = self.files.reconcile(&mut self.loaded.ebpf, &policy) {
+            tracing::error!(
+                "the marks could not be brought up to date: {}",
+                crate::chain(&error)
+            );
+        }
+        self.mark_canaries(&policy);
+        self.unmark(&policy);
+        self.publish_places(&policy);
+    }
+
+    fn publish_places(&self, policy: &Policy) {
+        if let Some(gate) = &self.gate {
+            gate.publish_places(self.places(policy, None));
+        }
+    }
+
+    /// Makes holders of the processes that had a credential open or mapped before the gates stood, and of their
+    /// workload instances. Returns how many processes.
+    fn find_early_holders(&mut self, policy: &Policy) -> Result<usize, Error> {
+        let mut found: BTreeSet<Tgid> = BTreeSet::new();
+        let tables = HostTables::new(policy, self.generation);
+        let mut holders = Holders::new(&self.loaded.ebpf)?;
+        let mut early = iterate::holders(&self.loaded.ebpf)?;
+        for (tgid, credential) in mapped::holding(self.files.protected()) {
+            // The leader has the process's id.
+            let leader = iterate::thread(&mut self.loaded.ebpf, Tid(tgid.0))?;
+            early.extend(leader.map(|leader| HolderRecord {
+                task: leader.task,
+                credential,
+                reserved: 0,
+            }));
+        }
+        for HolderRecord {
+            task, credential, ..
+        } in early
+        {
+            let now = crate::kernel::clock::boot_now();
+            if decide::read(&tables, now, &task, credential).trusted() {
+                continue;
+            }
+            let flags = Credential::default();
+            if holders.record(&task, credential, flags).is_err() {
+                tracing::error!(
+                    pid = task.tgid.0,
+                    "a process that had a credential open before the start could not be recorded: the table of holders is full"
+                );
+            }
+            if !std::path::Path::new(&format!("/proc/{}", task.tgid.0)).exists() {
+                // It ended before it was recorded, so nothing else would take it out.
+                holders.forget(Holder::process(task.tgid, task.start));
+            }
+            found.insert(task.tgid);
+        }
+        Ok(found.len())
     }
 
     /// Writes the event of a use.
@@ -460,6 +565,18 @@ impl Engine {
             && let Err(error) = dumps::forbid(record.task.tgid)
         {
             tracing::debug!(pid = record.task.tgid.0, %error, "core dumps of a holder stay as they are");
+        }
+        let mut record = *record;
+        if self.gate.is_some() && refused_without_signal(&record) {
+            // The programs of this tier cannot send signals: the call was refused, the process goes now.
+            let ebpf = &mut self.loaded.ebpf;
+            let look = || iterate::thread(ebpf, record.tid).ok().flatten();
+            match fanotify::kill(&record.task, look) {
+                Ok(()) => record.taken = taken::KILLED,
+                Err(error) => {
+                    tracing::warn!(pid = record.task.tgid.0, %error, "a process that was to be killed was only refused");
+                }
+            }
         }
         let hosts: BTreeMap<IpAddr, String> = self
             .names
@@ -480,7 +597,7 @@ impl Engine {
             wall: &|boot| self.clock.wall(boot),
             tier: self.loaded.tier,
         };
-        self.log.write_use(record, &context);
+        self.log.write_use(&record, &context);
     }
 
     /// Acts on a notice.
@@ -513,13 +630,16 @@ impl Engine {
         let Some(in_force) = &self.in_force else {
             return Ok(());
         };
-        self.files.appeared(
-            &mut self.loaded.ebpf,
-            &in_force.policy,
-            &notice.directory,
-            notice.file,
-            name,
-        )?;
+        let policy = in_force.policy.clone();
+        let ebpf = &mut self.loaded.ebpf;
+        if self.gate.is_none() {
+            self.files
+                .appeared(ebpf, &policy, &notice.directory, notice.file, name)?;
+            return Ok(());
+        }
+        self.files
+            .arrived(ebpf, &policy, &notice.directory, notice.file, name)?;
+        self.publish_places(&policy);
         Ok(())
     }
 
@@ -580,6 +700,7 @@ impl Engine {
             let index = *ring as usize;
             let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
             let Ok(lost) = lost else { continue };
+            let lost = lost + self.gate.as_ref().map_or(0, |gate| gate.lost(*ring));
             let new = lost - self.lost[index];
             if new > 0 {
                 self.lost[index] = lost;
@@ -615,8 +736,36 @@ impl Engine {
             "files": self.files.count(),
             "earlyHolders": self.early_holders,
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
-            "notCovered": NOT_COVERED,
+            "notCovered": match &self.gate {
+                Some(gate) => gate.not_covered(),
+                None => NOT_COVERED.to_vec(),
+            },
+            "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
+            "readGate": self.read_gate(),
         })
+    }
+
+    /// The credentials whose reads are not gated on this tier, or not all: requested, and not effective.
+    fn not_gated<'a>(&self, policy: &'a Policy) -> BTreeSet<&'a str> {
+        let endpoints = self.gate.iter().flat_map(|_| policy.endpoints.values());
+        endpoints
+            .filter_map(|id| policy.credential_info.get(id))
+            .map(|it| it.id.as_str())
+            .collect()
+    }
+
+    /// What there is to say of the read gate of the `fanotify` tier.
+    fn read_gate(&mut self) -> Option<Value> {
+        let gate = self.gate.as_ref()?;
+        let (answered, unclear) = gate.answered();
+        let marks = self.files.marks().map(|marks| marks.count());
+        Some(json!({
+            "marks": marks,
+            "kernel": gate.abilities(),
+            "answered": answered,
+            "unclear": unclear,
+            "withoutDaemon": "reads go on",
+        }))
     }
 
     /// What the decision would be for a task, see [`crate::control::Question`].
@@ -658,6 +807,17 @@ impl Engine {
         self.report_losses();
         self.log.write("stopped", json!({}));
     }
+}
+
+/// Whether a cgroup program refused a call of a process that should be killed for it.
+fn refused_without_signal(record: &Use) -> bool {
+    let gate = Gate::from_u8(record.gate);
+    record.taken == taken::REFUSED
+        && Action::from_u8(record.action) == Some(Action::Kill)
+        && matches!(
+            gate,
+            Some(Gate::CgroupConnect | Gate::CgroupSendmsg | Gate::SocketCreate)
+        )
 }
 
 /// What this version leaves open on the `lsm` tier, told in `status`.

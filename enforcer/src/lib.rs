@@ -5,6 +5,7 @@ pub mod canary;
 pub mod compile;
 pub mod control;
 pub mod engine;
+pub mod fanotify;
 pub mod kernel;
 pub mod node;
 pub mod record;

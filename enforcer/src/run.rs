@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// How often clocks, names and losses are looked at.
 const TICK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is made sure that every file has its mark, where reads are gated by marks.
+const RECONCILE_EVERY: Duration = Duration::from_secs(10);
 /// Changes that come in a burst are acted on together after this long.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Records waiting for the engine; more stay in the kernel's rings.
@@ -61,6 +63,7 @@ pub async fn run(settings: Settings) -> Result<()> {
 
     let (records, mut recorded) = mpsc::channel(RECORDS);
     rings::start(engine.ebpf(), &records)?;
+    engine.follow_gate(&records);
     if let Err(error) = rings::start_diagnostics(engine.ebpf()) {
         tracing::warn!(%error, "the programs' diagnostics cannot be read");
     }
@@ -75,7 +78,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut canary = tokio::time::interval(CANARY_EVERY);
     let mut tick = tokio::time::interval(TICK_EVERY);
-    for interval in [&mut canary, &mut tick] {
+    let mut reconcile = tokio::time::interval(RECONCILE_EVERY);
+    for interval in [&mut canary, &mut tick, &mut reconcile] {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     }
 
@@ -99,6 +103,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             Some(record) = recorded.recv() => match record {
                 Record::Use(it) => engine.used(&it),
                 Record::Notice(it) => engine.noticed(&it),
+                Record::Reconcile => engine.reconcile(),
             },
             Some(()) = changed.recv() => {
                 tokio::time::sleep(SETTLE).await;
@@ -115,6 +120,7 @@ pub async fn run(settings: Settings) -> Result<()> {
             }
             _ = canary.tick() => engine.prove().await,
             _ = tick.tick() => engine.tick().await,
+            _ = reconcile.tick() => engine.reconcile(),
         }
     }
     let deadline = Instant::now() + LAST_RECORDS;

@@ -60,6 +60,28 @@ pub struct WatchTree {
     pub root: WatchNode,
 }
 
+impl WatchTree {
+    /// Whether one step from one of `nodes` may lead to a credential.
+    #[must_use]
+    pub fn ends_below(&self, nodes: &[WatchNode]) -> bool {
+        nodes.iter().any(|node| {
+            let first = ChildKey {
+                node: *node,
+                len: 0,
+                name: Default::default(),
+            };
+            let names = self.children.range(first..);
+            let names = names.take_while(|(key, _)| key.node == *node);
+            let slot = |slot| PatternKey { node: *node, slot };
+            let patterns = self.patterns.range(slot(0)..=slot(u32::MAX));
+            names
+                .map(|(_, next)| next)
+                .chain(patterns.map(|(_, pattern)| &pattern.target))
+                .any(|next| self.nodes.contains_key(next))
+        })
+    }
+}
+
 /// A credential, for people and for the scan of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialInfo {

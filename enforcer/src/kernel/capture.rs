@@ -1,9 +1,11 @@
 //! The keys of files, as the kernel sees them.
 //!
-//! The daemon opens the file; the program on `file_open` leaves the keys it saw under the thread's id.
+//! The daemon opens the file; the program on `file_open` leaves the keys it saw under the thread's id. On the
+//! tier without hooks an iterator over the daemon's descriptors shows the open file instead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use enforcer_common::ids::{ExecutableKey, Tid};
 use enforcer_common::tables::Capture;
 use nix::unistd::gettid;
 
+use super::iterate;
 use super::maps::{self, Maps};
 
 /// Why a file's keys are not known.
@@ -37,6 +40,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The iterator did not tell.
+    #[error("the kernel does not tell the key of {path}")]
+    Untold {
+        /// The file.
+        path: PathBuf,
+        /// Why; nothing if it passed the file over.
+        source: Option<Box<iterate::Error>>,
+    },
     /// The table could not be used.
     #[error(transparent)]
     Table(#[from] maps::Error),
@@ -54,13 +65,26 @@ pub fn capture(ebpf: &mut Ebpf, path: &Path) -> Result<(Vec<ExecutableKey>, File
             path: path.to_owned(),
         });
     }
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+    };
+    if iterate::shows_own_files(ebpf) {
+        let file = open().map_err(open_error)?;
+        return match iterate::own_file(ebpf, file.as_fd()) {
+            Ok(Some(record)) => Ok((vec![record.key], file)),
+            other => Err(Error::Untold {
+                path: path.to_owned(),
+                source: other.err().map(Box::new),
+            }),
+        };
+    }
     let tid = Tid(gettid().as_raw() as u32);
     let mut maps = Maps(ebpf);
     maps.put("CAPTURES", tid, Capture::default())?;
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
+    let opened = open();
     let seen = maps.get::<Tid, Capture>("CAPTURES", &tid)?;
     maps.remove::<Tid, Capture>("CAPTURES", &tid)?;
     let file = opened.map_err(open_error)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr,
-    Lsm, ProgramError, SockOps,
+    Iter, Lsm, ProgramError, SockOps,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use enforcer_common::capacity;
@@ -15,6 +15,7 @@ use enforcer_common::ids::Tgid;
 
 use super::btf;
 use super::capture::{self, capture};
+use super::iterate;
 use super::maps::{self, Maps};
 use super::modify_return::{self, Attach, Programs};
 use super::tier::Tier;
@@ -268,9 +269,7 @@ pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded,
     let mut loaded = load_tier(options, tier)?;
     Maps(&mut loaded.ebpf).set("DAEMON", 0, daemon)?;
     attach(&mut loaded)?;
-    if tier != Tier::Fanotify {
-        capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
-    }
+    capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
     Ok(loaded)
 }
 
@@ -321,6 +320,17 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
             }
         }
         Tier::Fanotify => {}
+    }
+    let own_file = (tier == Tier::Fanotify).then_some(&iterate::OWN_FILE);
+    for (name, over) in iterate::PROGRAMS.iter().chain(own_file) {
+        program::<Iter>(&mut ebpf, name)?
+            .load(over, &btf)
+            .map_err(refused(name, "loading"))?;
+    }
+    if tier == Tier::Fanotify {
+        let (name, over) = iterate::THREAD_CALL;
+        // Before 5.15 the other one does.
+        let _ = program::<Iter>(&mut ebpf, name)?.load(over, &btf);
     }
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(&mut ebpf, tracepoint)?

@@ -1,8 +1,9 @@
 //! Typed access to the kernel's tables.
 
 use std::borrow::Borrow;
+use std::os::fd::AsFd as _;
 
-use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, lpm_trie};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie};
 use aya::{Ebpf, Pod};
 use enforcer_common::ids::Generation;
 use enforcer_common::tables::Versioned;
@@ -178,6 +179,33 @@ impl Maps<'_> {
         let values = array.get(&index, 0).map_err(failed("read", table))?;
         Ok(values.iter().sum())
     }
+}
+
+/// A handle of its own to an array, for a thread that shares nothing with the others.
+pub fn own_array<V: Pod>(ebpf: &Ebpf, table: &'static str) -> Result<Array<MapData, V>, Error> {
+    let Some(Map::Array(map)) = ebpf.map(table) else {
+        return Err(Error::Missing(table));
+    };
+    Array::try_from(Map::Array(own(map, table)?)).map_err(failed("open", table))
+}
+
+/// The same to a hash table.
+pub fn own_hash<K: Pod, V: Pod>(
+    ebpf: &Ebpf,
+    table: &'static str,
+) -> Result<HashMap<MapData, K, V>, Error> {
+    let Some(Map::HashMap(map)) = ebpf.map(table) else {
+        return Err(Error::Missing(table));
+    };
+    HashMap::try_from(Map::HashMap(own(map, table)?)).map_err(failed("open", table))
+}
+
+fn own(map: &MapData, table: &'static str) -> Result<MapData, Error> {
+    let descriptor = map.fd().as_fd().try_clone_to_owned();
+    descriptor
+        .map_err(MapError::IoError)
+        .and_then(MapData::from_fd)
+        .map_err(failed("open", table))
 }
 
 /// `BPF_NOEXIST`.

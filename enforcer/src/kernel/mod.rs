@@ -3,10 +3,13 @@
 pub mod btf;
 pub mod capture;
 pub mod clock;
+pub mod holders;
+pub mod iterate;
 pub mod load;
 pub mod maps;
 pub mod modify_return;
 pub mod probe;
 pub mod replay;
 pub mod rings;
+mod sys;
 pub mod tier;

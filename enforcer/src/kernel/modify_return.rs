@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::ffi::c_char;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya_obj::btf::{Btf, BtfError, BtfKind};
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
 use aya_obj::{Object, ParseError};
+
+use super::sys::bpf;
 
 /// Both halves of the kernel side's licence, as the kernel wants it.
 const LICENSE: &[u8] = b"Dual MIT/GPL\0";
@@ -187,28 +189,6 @@ fn load_types(types: &[u8]) -> Result<OwnedFd, Error> {
     load.btf_size = types.len() as u32;
     // SAFETY: the types outlive the call.
     unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr) }.map_err(Error::TypesRefused)
-}
-
-/// A command of bpf(2) that returns a new descriptor.
-///
-/// # Safety
-///
-/// Every pointer in `attr` is good for what the command does with it.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise; the size is that of the union.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command as u32,
-            std::ptr::from_mut(attr),
-            size_of::<bpf_attr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just opened it for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
 }
 
 /// What lies behind one of the kinds of map that the object has.

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::btf;
 use super::load::{self, Loaded};
 use super::tier::Tier;
+use crate::fanotify;
 
 /// One capability.
 #[derive(Debug, Serialize)]
@@ -48,8 +49,52 @@ pub fn probe() -> Vec<Capability> {
             "add `bpf` to the lsm= list on the kernel's command line (or CONFIG_LSM)",
         ),
     ];
+    found.extend(permission_events());
     found.extend(Tier::ALL.map(try_tier));
     found
+}
+
+/// What permission events stop here, each tried on a file of our own. Only the `fanotify` tier needs them.
+fn permission_events() -> Vec<Capability> {
+    const OPEN: &str = "fanotify-open";
+    const NEWER: &str = "on the fanotify tier reads through it are not gated";
+    let remedy = "run as root on a kernel with CONFIG_FANOTIFY_ACCESS_PERMISSIONS=y";
+    let abilities = match fanotify::trial() {
+        Ok(abilities) => abilities,
+        Err(error) => return vec![check(OPEN, Err(error), remedy)],
+    };
+    let tried = |name, refused, what: &str, remedy| {
+        let result = match refused {
+            Some(true) => Ok(format!("{what} was refused")),
+            Some(false) => Err(std::io::Error::other(format!(
+                "{what} was not refused: {NEWER}"
+            ))),
+            None => Err(std::io::Error::other(
+                "no overlay could be mounted to try it",
+            )),
+        };
+        check(name, result, remedy)
+    };
+    vec![
+        tried(
+            OPEN,
+            Some(abilities.open),
+            "the open of a marked file",
+            remedy,
+        ),
+        tried(
+            "fanotify-older-descriptor",
+            Some(abilities.older_descriptor),
+            "a read from a descriptor older than the mark",
+            "kernels up to 6.11 ask about those; or use another tier",
+        ),
+        tried(
+            "fanotify-overlay",
+            abilities.through_overlay,
+            "the open of a marked file through an overlay mount",
+            "kernels from 6.5 on ask about those; or use another tier",
+        ),
+    ]
 }
 
 /// Whether the kernel lists `bpf` among its security modules. Only a hint: that the hooks are called is the proof.

@@ -34,6 +34,8 @@ pub enum Record {
     Use(Use),
     /// A notice.
     Notice(Notice),
+    /// Something changed that tells no more: everything is to be looked at again.
+    Reconcile,
 }
 
 /// Starts reading all rings. Records arrive in the order of each ring; when the channel is full the kernel's

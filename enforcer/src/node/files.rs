@@ -1,6 +1,7 @@
 //! Files that are credentials, and the directories on the way to them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use enforcer_common::tables::{Versioned, Watch};
 use enforcer_common::watch::{ChildKey, NAME_BYTES, PREFIX_BYTES, PatternKey, SUFFIX_BYTES};
 
 use crate::compile::{Policy, WatchTree};
+use crate::fanotify::{Kind, Marks, Places};
 use crate::kernel::capture::{self, capture};
 use crate::kernel::maps::{self, Maps};
 
@@ -23,6 +25,8 @@ const DEPTH: u32 = 40;
 pub struct Files {
     protected: BTreeMap<InodeKey, (CredentialId, PathBuf)>,
     watched: BTreeMap<InodeKey, PathBuf>,
+    /// Where reads are gated by marks, those.
+    marks: Option<Marks>,
 }
 
 /// What one scan found.
@@ -33,6 +37,40 @@ struct Scan {
 }
 
 impl Files {
+    /// Files whose reads are gated by marks.
+    pub fn with_marks(marks: Marks) -> Self {
+        Self {
+            marks: Some(marks),
+            ..Self::default()
+        }
+    }
+
+    /// The marks, where reads are gated so.
+    pub fn marks(&mut self) -> Option<&mut Marks> {
+        self.marks.as_mut()
+    }
+
+    /// What is protected and watched now, or with a scan that is about to count.
+    pub fn places(&self, prepared: Option<&Prepared>) -> Places {
+        let (files, directories) = match prepared {
+            Some(Prepared { scan, .. }) => (&scan.files, &scan.watched),
+            None => (&self.protected, &self.watched),
+        };
+        Places {
+            files: files.iter().map(|(key, (id, _))| (*key, *id)).collect(),
+            directories: directories
+                .iter()
+                .map(|(key, path)| (*key, path.clone()))
+                .collect(),
+            volumes: self
+                .marks
+                .iter()
+                .flat_map(Marks::volumes)
+                .map(|(device, credential)| (*device, *credential))
+                .collect(),
+        }
+    }
+
     /// How many files are protected.
     pub fn count(&self) -> usize {
         self.protected.len()
@@ -44,10 +82,8 @@ impl Files {
     }
 
     /// Every protected file, with its credential.
-    pub fn protected(&self) -> impl Iterator<Item = (CredentialId, &Path)> {
-        self.protected
-            .values()
-            .map(|(id, path)| (*id, path.as_path()))
+    pub fn protected(&self) -> impl Iterator<Item = (InodeKey, CredentialId)> {
+        self.protected.iter().map(|(key, (id, _))| (*key, *id))
     }
 
     /// Watches the tree's directories and protects what matches in them, from generation `next` on. Directories
@@ -60,14 +96,10 @@ impl Files {
         next: Generation,
     ) -> Result<Prepared, maps::Error> {
         let mut scan = Scan::default();
-        visit(
-            ebpf,
-            policy,
-            Path::new("/"),
-            &[policy.watch.root],
-            DEPTH,
-            &mut scan,
-        )?;
+        let marks = &mut self.marks;
+        let root = Path::new("/");
+        let nodes = [policy.watch.root];
+        visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
         for (key, (credential, _)) in &scan.files {
             protect(ebpf, *key, *credential, current, next)?;
         }
@@ -104,6 +136,105 @@ impl Files {
         Ok(())
     }
 
+    /// After a swap: takes off the marks that nothing needs any more. `others` are files that are protected for
+    /// other reasons than a path.
+    pub fn unmark(&mut self, others: &[InodeKey]) {
+        let (protected, watched) = (&self.protected, &self.watched);
+        if let Some(marks) = &mut self.marks {
+            marks.retain(|key, kind| match kind {
+                Kind::File => protected.contains_key(key) || others.contains(key),
+                Kind::Directory | Kind::Volume => watched.contains_key(key),
+            });
+        }
+    }
+
+    /// Looks at everything again between two swaps, where marks gate: protects what is there and was missed.
+    /// A file that has left its place stays protected for as long as it exists, so that moving it away and
+    /// waiting does not help.
+    pub fn reconcile(&mut self, ebpf: &mut Ebpf, policy: &Policy) -> Result<(), maps::Error> {
+        let mut scan = Scan::default();
+        let root = Path::new("/");
+        let nodes = [policy.watch.root];
+        let marks = &mut self.marks;
+        visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
+        for (key, (credential, _)) in &scan.files {
+            if self.protected.get(key).map(|(known, _)| known) != Some(credential) {
+                protect_always(ebpf, *key, *credential)?;
+            }
+        }
+        let survey = self.marks.as_ref().and_then(|it| it.survey().ok());
+        let exists = |key: &InodeKey| survey.as_ref().is_none_or(|it| it.has(key, Kind::File));
+        for (key, known) in std::mem::take(&mut self.protected) {
+            if scan.files.contains_key(&key) || !exists(&key) {
+                if !scan.files.contains_key(&key) {
+                    Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &key)?;
+                }
+                continue;
+            }
+            scan.files.insert(key, known);
+        }
+        for key in self.watched.keys() {
+            if !scan.watched.contains_key(key) {
+                Maps(ebpf).remove::<InodeKey, Watch>("WATCHES", key)?;
+            }
+        }
+        self.protected = scan.files;
+        self.watched = scan.watched;
+        Ok(())
+    }
+
+    /// A name appeared in a watched directory, where no program has followed it: protects the file, which is
+    /// `file` if the gate has seen it already, or looks into the directory.
+    pub fn arrived(
+        &mut self,
+        ebpf: &mut Ebpf,
+        policy: &Policy,
+        directory: &InodeKey,
+        file: InodeKey,
+        name: &[u8],
+    ) -> Result<(), maps::Error> {
+        let Some(parent) = self.watched.get(directory).cloned() else {
+            return Ok(());
+        };
+        let path = parent.join(std::ffi::OsStr::from_bytes(name));
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            return self.keep(ebpf, policy, file, path);
+        };
+        let mut scan = Scan::default();
+        if metadata.is_dir() {
+            let above: Option<Watch> = Maps(ebpf).get("WATCHES", directory)?;
+            let nodes = step(&policy.watch, &above.unwrap_or_default().nodes, name);
+            let marks = &mut self.marks;
+            visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
+        } else {
+            protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
+        }
+        for (key, (credential, _)) in &scan.files {
+            protect_always(ebpf, *key, *credential)?;
+        }
+        self.protected.extend(scan.files);
+        self.watched.extend(scan.watched);
+        self.keep(ebpf, policy, file, path)
+    }
+
+    /// Keeps a file protected that the gate has seen under `path`, wherever it is now.
+    fn keep(
+        &mut self,
+        ebpf: &mut Ebpf,
+        policy: &Policy,
+        file: InodeKey,
+        path: PathBuf,
+    ) -> Result<(), maps::Error> {
+        if file == InodeKey::default() || self.protected.contains_key(&file) {
+            return Ok(());
+        }
+        if let Some(credential) = policy.credential_of(&path) {
+            protect_always(ebpf, file, credential)?;
+            self.protected.insert(file, (credential, path));
+        }
+        Ok(())
+    }
+
     /// A name appeared in a watched directory: makes the tables say exactly what it is. The kernel's own
     /// entry may be wider than the source's pattern.
     pub fn appeared(
@@ -123,7 +254,8 @@ impl Files {
             let watch: Option<Watch> = Maps(ebpf).get("WATCHES", &file)?;
             let nodes = watch.unwrap_or_default().nodes;
             let mut scan = Scan::default();
-            visit(ebpf, policy, &path, &nodes, DEPTH, &mut scan)?;
+            let marks = &mut self.marks;
+            visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
             for (key, (credential, _)) in &scan.files {
                 protect_always(ebpf, *key, *credential)?;
             }
@@ -175,6 +307,7 @@ fn protect_always(
 fn visit(
     ebpf: &mut Ebpf,
     policy: &Policy,
+    marks: &mut Option<Marks>,
     directory: &Path,
     nodes: &[WatchNode],
     depth: u32,
@@ -184,9 +317,13 @@ fn visit(
     if nodes.is_empty() || depth == 0 || is_virtual(directory) {
         return Ok(());
     }
-    let Some(key) = watch(ebpf, directory, &nodes, scan)? else {
+    let Some((key, opened)) = watch(ebpf, directory, &nodes, scan)? else {
         return Ok(());
     };
+    if let Some(marks) = marks {
+        let ends = policy.watch.ends_below(&nodes);
+        marks.directory(&opened, key, directory, policy, ends);
+    }
     scan.watched.insert(key, directory.to_owned());
     let literal_only = nodes.iter().all(|node| {
         !policy.watch.patterns.contains_key(&PatternKey {
@@ -211,21 +348,39 @@ fn visit(
             continue;
         };
         if metadata.is_dir() {
-            visit(ebpf, policy, &path, &below, depth - 1, scan)?;
-        } else if let Some(credential) = policy.credential_of(&path) {
-            match capture(ebpf, &path) {
-                Ok((keys, _)) => {
-                    for key in keys {
-                        scan.files
-                            .entry(key.inode)
-                            .or_insert_with(|| (credential, path.clone()));
-                    }
-                }
-                Err(capture::Error::Table(error)) => return Err(error),
-                Err(error) => {
-                    tracing::warn!(error = %crate::chain(&error), "a credential's file is not protected");
-                }
+            visit(ebpf, policy, marks, &path, &below, depth - 1, scan)?;
+        } else {
+            protect_found(ebpf, policy, marks, &path, scan)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the file at `path` to what was found, if it is a credential.
+fn protect_found(
+    ebpf: &mut Ebpf,
+    policy: &Policy,
+    marks: &mut Option<Marks>,
+    path: &Path,
+    scan: &mut Scan,
+) -> Result<(), maps::Error> {
+    let Some(credential) = policy.credential_of(path) else {
+        return Ok(());
+    };
+    match capture(ebpf, path) {
+        Ok((keys, opened)) => {
+            if let Some(marks) = marks {
+                marks.file(&opened, keys[0].inode, path);
             }
+            for key in keys {
+                scan.files
+                    .entry(key.inode)
+                    .or_insert_with(|| (credential, path.to_owned()));
+            }
+        }
+        Err(capture::Error::Table(error)) => return Err(error),
+        Err(error) => {
+            tracing::warn!(error = %crate::chain(&error), "a credential's file is not protected");
         }
     }
     Ok(())
@@ -237,9 +392,9 @@ fn watch(
     directory: &Path,
     nodes: &[WatchNode],
     scan: &Scan,
-) -> Result<Option<InodeKey>, maps::Error> {
-    let key = match capture(ebpf, directory) {
-        Ok((keys, _)) => keys[0].inode,
+) -> Result<Option<(InodeKey, File)>, maps::Error> {
+    let (key, opened) = match capture(ebpf, directory) {
+        Ok((keys, opened)) => (keys[0].inode, opened),
         Err(capture::Error::Table(error)) => return Err(error),
         Err(error) => {
             tracing::debug!(error = %crate::chain(&error), "a directory is not watched");
@@ -265,7 +420,7 @@ fn watch(
     if Maps(ebpf).get::<_, Watch>("WATCHES", &key)? != Some(value) {
         Maps(ebpf).put("WATCHES", key, value)?;
     }
-    Ok(Some(key))
+    Ok(Some((key, opened)))
 }
 
 /// File systems whose files the kernel makes up: no credential lies there, and they never end.

@@ -4,6 +4,7 @@ pub mod cgroups;
 pub mod dumps;
 pub mod executables;
 pub mod files;
+pub mod mapped;
 pub mod names;
-pub mod processes;
+
 pub mod users;

@@ -13,6 +13,7 @@ use crate::harness::{
 mod appear;
 mod basics;
 mod clock;
+mod fanotify;
 mod holders;
 mod kill;
 mod malformed;
@@ -50,6 +51,7 @@ const ALL: &[&[Case]] = &[
     clock::CASES,
     malformed::CASES,
     swap::CASES,
+    fanotify::CASES,
 ];
 
 /// What the cases share: one daemon, started when first needed, and the world outside.

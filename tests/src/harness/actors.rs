@@ -152,6 +152,11 @@ pub struct Running {
 }
 
 impl Running {
+    /// The process that was started.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line, or none at the end.
     fn line(&mut self) -> Result<Option<String>> {
         match self
@@ -194,11 +199,6 @@ impl Running {
     /// What it has said so far, without what was only waited for.
     pub fn said(&self) -> &[Step] {
         &self.steps
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     /// Allows it more time than usual.

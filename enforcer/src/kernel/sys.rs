@@ -1,0 +1,57 @@
+//! Commands of bpf(2) that aya does not have.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use enforcer_common::ids::Tid;
+
+/// A command of bpf(2) that returns a new descriptor.
+///
+/// # Safety
+///
+/// Every pointer in `attr` is good for what the command does with it.
+pub unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise; the size is that of the union.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command as u32,
+            std::ptr::from_mut(attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+}
+
+/// Links an iterator program, so that it can be read: over all tasks, or from 6.1 on over this one. Kernels
+/// before that take no notice of `thread`.
+pub fn link_iterator(program: BorrowedFd<'_>, thread: Option<Tid>) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info` with `task.tid` first; zero is "all".
+    let info = [thread.map_or(0, |tid| tid.0), 0, 0, 0];
+    // SAFETY: a union of plain numbers, for which zero is "not given".
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the member that BPF_LINK_CREATE reads.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    link.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    if thread.is_some() {
+        link.__bindgen_anon_3.__bindgen_anon_1.iter_info = info.as_ptr() as u64;
+        link.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&info) as u32;
+    }
+    // SAFETY: the one pointer is to memory that outlives the call, of the size given.
+    unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }
+}
+
+/// Starts a linked iterator; what it says is read from the result.
+pub fn start_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.iter_create.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: the command reads only numbers.
+    unsafe { bpf(bpf_cmd::BPF_ITER_CREATE, &mut attr) }
+}
