@@ -168,6 +168,20 @@ fn entitlements_of_the_sample() {
 }
 
 #[test]
+fn whom_the_entitlements_of_the_sample_serve() {
+    let bundle = parse_text("sample.yaml", SAMPLE).expect("the sample is right");
+    let served = bundle.entitlements.iter().map(|it| it.serves.as_deref());
+    let [Some([some, all]), Some([]), None] = served.collect::<Vec<_>>()[..] else {
+        panic!("{:?}", bundle.entitlements)
+    };
+    let ports: Vec<_> = some.ports.iter().map(|it| (it.first, it.last)).collect();
+    assert_eq!(ports, [(8080, 8080), (9000, 9100)]);
+    let from: Vec<_> = some.from.iter().map(ToString::to_string).collect();
+    assert_eq!(from, ["10.0.0.0/8", "fd00::/8", "192.0.2.1/32"]);
+    assert!(all.ports.is_empty() && all.from.is_empty());
+}
+
+#[test]
 fn json_is_read_too() {
     let bundle =
         parse_text("sample.json", include_str!("bundles/good/sample.json")).expect("right");

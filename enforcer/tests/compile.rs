@@ -4,6 +4,8 @@
 mod destinations;
 #[path = "compile/paths.rs"]
 mod paths;
+#[path = "compile/serves.rs"]
+mod serves;
 #[path = "compile/support.rs"]
 mod support;
 

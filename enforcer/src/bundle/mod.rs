@@ -19,11 +19,11 @@ pub use load::{MAX_BYTES, load, parse};
 pub use mistake::{LoadError, Mistake, Mistakes};
 pub use model::{
     Action, Approval, Bundle, Credential, Defaults, Destination, Entitlement, Executable, Inbound,
-    Match, Metadata, Mode, OnExpiry, PortRange, Protocols, Source, Target, User, Workload,
+    Match, Metadata, Mode, OnExpiry, PortRange, Protocols, Service, Source, Target, User, Workload,
 };
 
 /// Most entitlements for the same workload and credential: as many as the kernel compares.
 pub const MAX_GRANTS: usize = enforcer_common::capacity::GRANTS_PER_PAIR as usize;
 
-/// Most ports and port ranges of one destination.
+/// Most ports and port ranges of one destination or service.
 pub const MAX_PORT_RANGES: usize = 8;

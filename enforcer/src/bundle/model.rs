@@ -184,6 +184,8 @@ pub struct Entitlement {
     pub credential: String,
     /// Where a holder may go. Empty: it may read, and reach nowhere.
     pub destinations: Vec<Destination>,
+    /// Whom a holder may answer on connections it accepted; empty: nobody. `None`: [`Defaults::inbound`] says.
+    pub serves: Option<Vec<Service>>,
     /// In force from this time on; earlier than `valid_until`.
     pub valid_from: Option<Timestamp>,
     /// In force until just before this time.
@@ -216,6 +218,15 @@ pub struct Destination {
     pub ports: Vec<PortRange>,
     /// Which protocols. [`Protocols::ICMP`] never comes with ports.
     pub protocols: Protocols,
+}
+
+/// Clients that a holder may answer on TCP connections it accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// The ports it listens on, at most [`MAX_PORT_RANGES`](super::MAX_PORT_RANGES); empty means all of them.
+    pub ports: Vec<PortRange>,
+    /// Where the clients are, in normal form as in [`Target::Cidr`]; empty means anywhere.
+    pub from: Vec<IpNet>,
 }
 
 /// Which addresses a [`Destination`] covers.

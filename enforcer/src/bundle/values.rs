@@ -283,17 +283,23 @@ pub(super) fn endpoint(text: &str) -> Parsed<Source> {
     )))
 }
 
-/// A network or a plain address.
+/// A network or a plain address, of a destination.
 pub(super) fn cidr(text: &str) -> Parsed<IpNet> {
+    network(text, "; for a name write `host:`")
+}
+
+/// A network or a plain address, of clients.
+pub(super) fn client(text: &str) -> Parsed<IpNet> {
+    network(text, "; clients are known by their addresses only")
+}
+
+/// A network or a plain address; `if_named` is the advice for a name.
+fn network(text: &str, if_named: &str) -> Parsed<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());
     }
     let Ok(network) = text.parse::<IpNet>() else {
-        let advice = if host(text).is_ok() {
-            "; for a name write `host:`"
-        } else {
-            ""
-        };
+        let advice = if host(text).is_ok() { if_named } else { "" };
         let expected =
             "expected an IPv4 or IPv6 address or network, such as 10.20.0.0/16 or 2001:db8::/32";
         return got(text, &format!("{expected}{advice}"));

@@ -10,7 +10,7 @@ use enforcer_common::verdict;
 use super::scopes::{Scopes, Spec};
 use super::subjects::Row;
 use super::{CompileError, EntitlementInfo, Facts, Numbering, Reserved, action, mode};
-use crate::bundle::{Bundle, Entitlement, Source};
+use crate::bundle::{Bundle, Entitlement, Inbound, Source};
 
 /// One entitlement, ready for the tables.
 struct Right {
@@ -61,7 +61,9 @@ impl Rights {
                 party: *party,
                 credential: *credential,
                 grant: grant(bundle, facts, entitlement, numbering)?,
-                scope: own.chain(endpoints.iter().cloned()).collect(),
+                scope: (own.chain(endpoints.iter().cloned()))
+                    .chain(answers(bundle, entitlement))
+                    .collect(),
                 info: EntitlementInfo {
                     id: entitlement.id.clone(),
                     workload: entitlement.workload.clone(),
@@ -146,6 +148,15 @@ impl Rights {
             rights.sort_unstable();
         }
         all
+    }
+}
+
+/// Whom the holder may answer: by the bundle's default, everybody or nobody.
+fn answers(bundle: &Bundle, entitlement: &Entitlement) -> Vec<Spec> {
+    match (&entitlement.serves, bundle.defaults.inbound) {
+        (Some(services), _) => services.iter().map(Spec::service).collect(),
+        (None, Inbound::Permit) => vec![Spec::everybody()],
+        (None, Inbound::Deny) => Vec::new(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! From destinations to the two tries of a scope: address prefixes, and the ports of each.
+//! From destinations, and from the clients that may be answered, to the two tries of a scope: address prefixes, and
+//! the ports of each.
 //!
 //! A trie gives only the longest match, so each entry also says what all shorter ones that cover it say.
 
@@ -11,7 +12,7 @@ use enforcer_common::tables::{PortKey, ScopeKey};
 use ipnet::IpNet;
 
 use super::{CompileError, Facts, Numbering, address};
-use crate::bundle::{Destination, PortRange, Protocols, Target};
+use crate::bundle::{Destination, PortRange, Protocols, Service, Target};
 
 /// A prefix of IPv6 addresses, IPv4 mapped: bits beyond its length are 0. In order, a prefix comes before all that
 /// it covers.
@@ -22,6 +23,11 @@ pub(super) struct Prefix {
 }
 
 impl Prefix {
+    /// All of IPv6.
+    const V6: Self = Self {
+        bytes: [0; 16],
+        bits: 0,
+    };
     /// All of IPv4.
     const V4: Self = Self {
         bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0],
@@ -57,6 +63,8 @@ pub(super) struct Spec {
     networks: Vec<Prefix>,
     ports: Vec<PortRange>,
     protocols: Protocols,
+    /// It is about answers to clients: the networks are theirs, and the ports those that are listened on.
+    answers: bool,
 }
 
 impl Spec {
@@ -74,7 +82,30 @@ impl Spec {
             networks,
             ports: destination.ports.clone(),
             protocols: destination.protocols,
+            answers: false,
         }
+    }
+
+    /// Clients that may be answered.
+    pub fn service(service: &Service) -> Self {
+        let mut networks: Vec<Prefix> = service.from.iter().copied().map(Prefix::of).collect();
+        if networks.is_empty() {
+            networks = vec![Prefix::V6, Prefix::V4];
+        }
+        Self {
+            networks,
+            ports: service.ports.clone(),
+            protocols: Protocols::TCP,
+            answers: true,
+        }
+    }
+
+    /// All clients, on all ports.
+    pub fn everybody() -> Self {
+        Self::service(&Service {
+            ports: Vec::new(),
+            from: Vec::new(),
+        })
     }
 
     /// An endpoint that hands out secrets.
@@ -88,6 +119,7 @@ impl Spec {
                 last: port,
             }],
             protocols: Protocols::TCP.union(Protocols::UDP),
+            answers: false,
         }
     }
 
@@ -113,6 +145,11 @@ impl Spec {
             })
             .flat_map(move |(_, protocol)| {
                 let ports = ports.clone();
+                let protocol = if self.answers {
+                    protocol.answering()
+                } else {
+                    protocol
+                };
                 ports
                     .into_iter()
                     .map(move |(first, last)| (protocol, first, last))
@@ -191,8 +228,30 @@ fn covers<'a>(slots: &[&'a [Spec]]) -> BTreeMap<Prefix, Cover<'a>> {
         v4.entry(Prefix::V4).or_default();
     }
     let mut all = accumulate(v4);
-    all.append(&mut accumulate(v6));
+    let mut v6 = accumulate(v6);
+    // What the IPv6 prefix around it says as well, as where everybody may be answered, needs no second row.
+    let around = v6
+        .iter()
+        .rev()
+        .find(|(prefix, _)| prefix.covers(Prefix::V4));
+    if let Some((_, around)) = around
+        && all.get(&Prefix::V4).is_some_and(|v4| same(v4, around))
+    {
+        all.remove(&Prefix::V4);
+    }
+    all.append(&mut v6);
     all
+}
+
+/// Whether two covers are the same destinations in the same slots.
+fn same(one: &Cover<'_>, other: &Cover<'_>) -> bool {
+    let by_place = |cover: &Cover<'_>| -> BTreeSet<(u32, *const Spec)> {
+        let places = cover.iter();
+        places
+            .map(|(slot, spec)| (*slot, std::ptr::from_ref(*spec)))
+            .collect()
+    };
+    by_place(one) == by_place(other)
 }
 
 /// Adds to each prefix what the prefixes that cover it have.

@@ -7,6 +7,7 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use enforcer_common::address::Protocol;
 use enforcer_common::event::{Gate, Kind, Use, taken};
 use enforcer_common::ids::{BootNs, ExecutableKey, InodeKey};
 use enforcer_common::verdict::{Action, Mode, Reason};
@@ -98,6 +99,9 @@ struct Destination {
     port: u16,
     protocol: String,
     host: Option<String>,
+    /// It is a client, who was to be answered; the port is the one it had connected to.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    answers: bool,
 }
 
 /// What is needed to speak of a record.
@@ -293,10 +297,12 @@ fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
         return None;
     }
     let address = Ipv6Addr::from(to.address.octets()).to_canonical();
+    let answers = to.protocol() == Protocol::TCP.answering();
     let protocol = match to.protocol().0 {
         1 => "icmp".to_owned(),
         6 => "tcp".to_owned(),
         17 => "udp".to_owned(),
+        _ if answers => "tcp".to_owned(),
         other => other.to_string(),
     };
     Some(Destination {
@@ -304,6 +310,7 @@ fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
         port: to.port(),
         protocol,
         host: context.hosts.get(&address).cloned(),
+        answers,
     })
 }
 

@@ -85,7 +85,7 @@ entitlements: [{{id: E, workload: w, credential: key, {entitlement}}}]"
 }
 
 /// A task: program (`-` for none), cgroup, user; then what it does: `read CREDENTIAL`, or `reach PROTOCOL ADDRESS
-/// while CREDENTIAL ...`. `@SECONDS` after boot at the end, if not at the moment of the clock.
+/// while CREDENTIAL ...`, or `answer tcp CLIENT:PORT while CREDENTIAL ...`, the port being its own. `@SECONDS` after boot at the end, if not at the moment of the clock.
 pub fn ask(policy: &Policy, question: &str) -> Verdict {
     let mut words = question.split_whitespace();
     let mut next = || words.next().expect("another word");
@@ -115,10 +115,14 @@ pub fn ask(policy: &Policy, question: &str) -> Verdict {
     let mut tables = HostTables::new(policy, Generation(3));
     match verb {
         "read" => decide::read(&tables, now, &task, credential(policy, first)),
-        "reach" => {
+        "reach" | "answer" => {
             let held: Vec<_> = rest[2..].iter().map(|id| credential(policy, id)).collect();
             tables.set_held(Holder::instance(task.instance), &held);
-            decide::reach(&tables, now, &task, &destination(first, rest[0]))
+            let mut to = destination(first, rest[0]);
+            if verb == "answer" {
+                to = Destination::answer(to.address, to.port(), to.protocol());
+            }
+            decide::reach(&tables, now, &task, &to)
         }
         _ => panic!("{question}"),
     }

@@ -43,7 +43,7 @@ pub(in crate::bundle) fn destination(at: At<'_>, report: &mut Report) -> Option<
     })
 }
 
-fn ports(at: At<'_>, report: &mut Report) -> Option<Vec<PortRange>> {
+pub(super) fn ports(at: At<'_>, report: &mut Report) -> Option<Vec<PortRange>> {
     let ports = at.list(report, "ports", port)?;
     match ports.len() {
         0 => at.refuse(
@@ -52,7 +52,7 @@ fn ports(at: At<'_>, report: &mut Report) -> Option<Vec<PortRange>> {
         ),
         1..=MAX_PORT_RANGES => Some(ports),
         count => {
-            let advice = "join neighbours to ranges, or write a second destination";
+            let advice = "join neighbours to ranges, or write a second item";
             at.refuse(
                 report,
                 format!(

@@ -6,6 +6,7 @@ use crate::bundle::model::{Approval, Destination, Entitlement};
 use crate::bundle::values;
 
 use super::destination::destination;
+use super::service::services;
 use super::{Placed, action, in_order, label, mode, time};
 
 pub(in crate::bundle) const ENTITLEMENT: Shape = Shape {
@@ -15,13 +16,14 @@ pub(in crate::bundle) const ENTITLEMENT: Shape = Shape {
         "workload",
         "credential",
         "destinations",
+        "serves",
         "validFrom",
         "validUntil",
         "mode",
         "action",
         "approval",
     ],
-    later: &["serves", "schedule", "onStale"],
+    later: &["schedule", "onStale"],
 };
 const APPROVAL: Shape = Shape {
     what: "`approval`",
@@ -54,6 +56,7 @@ pub(in crate::bundle) fn entitlement(
     let workload = fields.required(report, "workload", reference);
     let credential = fields.required(report, "credential", reference);
     let scope = scope(fields, report);
+    let serves = fields.optional(report, "serves", services);
     let valid_from = fields.optional(report, "validFrom", time);
     let valid_until = fields.optional(report, "validUntil", time);
     in_order(
@@ -71,6 +74,7 @@ pub(in crate::bundle) fn entitlement(
         workload: workload.value,
         credential: credential.value,
         destinations,
+        serves: serves?,
         valid_from: valid_from?,
         valid_until: valid_until?,
         mode: mode?,

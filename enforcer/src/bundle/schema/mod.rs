@@ -3,6 +3,7 @@
 mod credential;
 mod destination;
 mod entitlement;
+mod service;
 mod workload;
 
 use jiff::Timestamp;
