@@ -143,7 +143,7 @@ pub fn explain(
         .credential_info
         .iter()
         .find(|(_, info)| info.id == question.credential);
-    let Some((credential, _)) = known else {
+    let Some((credential, info)) = known else {
         let ids: Vec<&str> = bundle.credentials.iter().map(|it| it.id.as_str()).collect();
         return json!({"error": format!("no credential `{}` in the bundle in force; it has: {}", question.credential, ids.join(", "))});
     };
@@ -161,7 +161,10 @@ pub fn explain(
         let reach = decide::reach(&tables, now, &question.task, destination);
         decided = ("reach", reach);
     }
-    answer(decided.0, decided.1, policy, &question.task)
+    let mut answer = answer(decided.0, decided.1, policy, &question.task);
+    let sources = info.sources.iter().map(ToString::to_string);
+    answer["sources"] = sources.collect();
+    answer
 }
 
 fn answer(kind: &str, verdict: Verdict, policy: &Policy, task: &Task) -> Value {

@@ -15,8 +15,8 @@ use enforcer_common::ids::{
 };
 use enforcer_common::iterate::HolderRecord;
 use enforcer_common::tables::{
-    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Holder, SubjectKey,
-    Versioned,
+    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Holder, SocketName,
+    SubjectKey, Variable, Versioned,
 };
 use enforcer_common::verdict::Action;
 use enforcer_common::watch::{ChildKey, Node, PatternKey};
@@ -36,7 +36,7 @@ use crate::kernel::rings::Record;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
 use crate::node::names::Names;
-use crate::node::{cgroups, dumps, executables, mapped, users};
+use crate::node::{cgroups, dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
 
 /// Why a bundle was not applied. What was in force stays in force.
@@ -316,6 +316,15 @@ impl Engine {
             current,
             next,
         )?;
+        let none = BTreeMap::new();
+        let sockets = old.map_or(&none, |it| &it.sockets);
+        let table = "SOCKET_NAMES";
+        write_versioned(&mut maps, table, sockets, &new.sockets, current, next)?;
+        for (name, id) in &new.variables {
+            if let Some(key) = Variable::new(next, name) {
+                maps.put_prefix("VARIABLES", key.bits, key.data(), id.0)?;
+            }
+        }
         let watch = self.write_watch_tree(old, new)?;
         let prepared = self
             .files
@@ -358,6 +367,16 @@ impl Engine {
                 .filter(|key| !new.endpoints.contains_key(key))
             {
                 maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
+            }
+            for key in old.sockets.keys() {
+                if !new.sockets.contains_key(key) {
+                    maps.remove::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", key)?;
+                }
+            }
+            for name in old.variables.keys() {
+                if let Some(key) = Variable::new(previous, name) {
+                    maps.remove_prefix("VARIABLES", key.bits, key.data())?;
+                }
             }
             for key in old
                 .cgroup_names
@@ -510,14 +529,15 @@ impl Engine {
         }
     }
 
-    /// Makes holders of the processes that had a credential open or mapped before the gates stood, and of their
-    /// workload instances. Returns how many processes.
+    /// Makes holders of the processes that had a credential open, mapped or in their environment before the gates
+    /// stood, and of their workload instances. Returns how many processes.
     fn find_early_holders(&mut self, policy: &Policy) -> Result<usize, Error> {
         let mut found: BTreeSet<Tgid> = BTreeSet::new();
         let tables = HostTables::new(policy, self.generation);
         let mut holders = Holders::new(&self.loaded.ebpf)?;
         let mut early = iterate::holders(&self.loaded.ebpf)?;
-        for (tgid, credential) in mapped::holding(self.files.protected()) {
+        let mapped = mapped::holding(self.files.protected()).into_iter();
+        for (tgid, credential) in mapped.chain(environment::holding(&policy.variables)) {
             // The leader has the process's id.
             let leader = iterate::thread(&mut self.loaded.ebpf, Tid(tgid.0))?;
             early.extend(leader.map(|leader| HolderRecord {
@@ -734,6 +754,7 @@ impl Engine {
             })),
             "refused": self.refused,
             "files": self.files.count(),
+            "unprotectedSockets": self.files.open_sockets().collect::<Vec<_>>(),
             "earlyHolders": self.early_holders,
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
             "notCovered": match &self.gate {

@@ -96,7 +96,7 @@ fn the_sample_is_read_as_it_is_meant() {
 #[test]
 fn credentials_and_workloads_of_the_sample() {
     let bundle = parse_text("sample.yaml", SAMPLE).expect("the sample is right");
-    let [stripe, metadata] = bundle.credentials.as_slice() else {
+    let [stripe, metadata, agent] = bundle.credentials.as_slice() else {
         panic!("{:?}", bundle.credentials)
     };
     assert!(stripe.exclusive && !metadata.exclusive);
@@ -108,6 +108,14 @@ fn credentials_and_workloads_of_the_sample() {
     assert_eq!(
         metadata.sources[1],
         Source::Endpoint("[fd00:ec2::254]:80".parse().expect("address"))
+    );
+    assert_eq!(
+        agent.sources,
+        [
+            Source::Socket("/run/agent/api.sock".into()),
+            Source::AbstractSocket("agent/1".to_owned()),
+            Source::Environment("AGENT_TOKEN".to_owned()),
+        ]
     );
     let Source::Files(glob) = &stripe.sources[1] else {
         panic!("{:?}", stripe.sources)

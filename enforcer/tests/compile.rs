@@ -9,11 +9,14 @@ mod serves;
 #[path = "compile/support.rs"]
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use enforcer::bundle::{OnExpiry, parse};
 use enforcer::compile::{CompileError, Numbering, Reserved, compile, difference};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
-use enforcer_common::tables::Credential;
+use enforcer_common::tables::{Credential, SocketName};
 use enforcer_common::verdict::{Action, Mode};
 
 use support::{ask, bundle, check, compiled, credential, node, one, program, refused, word};
@@ -374,6 +377,71 @@ fn more_than_the_tables_hold_is_refused() {
         panic!("{error}")
     };
     assert_eq!((table, got, allowed), ("endpoints", 1025, 1024));
+}
+
+#[test]
+fn half_of_the_tables_of_sockets_and_variables_is_for_the_next_bundle() {
+    let many = |kind: &str, count: usize| -> String {
+        let each = (0..count).map(|n| format!("{{{kind}{n}\"}},"));
+        let sources: String = each.collect();
+        format!("credentials: [{{id: key, sources: [{sources}]}}]")
+    };
+    for (kind, what, most) in [
+        ("socket: \"@agent", "abstract sockets", 512),
+        ("environment: \"TOKEN", "environment variables", 2048),
+    ] {
+        compiled(&many(kind, most));
+        let error = refused(&many(kind, most + 1));
+        let CompileError::Capacity {
+            table,
+            got,
+            allowed,
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((table, got, allowed), (what, most + 1, most));
+    }
+}
+
+#[test]
+fn sockets_and_variables_are_credentials() {
+    let policy = compiled(
+        "credentials:
+  - {id: key, sources: [{file: /key}]}
+  - {id: agent, sources: [{socket: /run/agent.sock}, {socket: \"@agent\"}]}
+  - {id: token, exclusive: true, sources: [{environment: TOKEN}, {environment: API_TOKEN}]}",
+    );
+    let (agent, token) = (credential(&policy, "agent"), credential(&policy, "token"));
+    assert_eq!(
+        policy.credential_of(Path::new("/run/agent.sock")),
+        Some(agent)
+    );
+    assert_eq!(policy.credential_of(Path::new("/run/agent.sock/x")), None);
+    assert!(
+        policy
+            .watch
+            .nodes
+            .values()
+            .any(|node| node.credential == agent)
+    );
+    let name = SocketName::new(b"agent").expect("short");
+    assert_eq!(policy.sockets, BTreeMap::from([(name, agent)]));
+    let variables = ["API_TOKEN", "TOKEN"].map(|name| (name.to_owned(), token));
+    assert_eq!(policy.variables, BTreeMap::from(variables));
+
+    assert_eq!(policy.bundle.environment, 1);
+    let flags = |id| policy.credentials[&credential(&policy, id)];
+    assert!(flags("token").has(Credential::ENVIRONMENT | Credential::EXCLUSIVE));
+    assert!(!flags("agent").has(Credential::ENVIRONMENT));
+    assert!(!flags("key").has(Credential::ENVIRONMENT));
+    let sources = &policy.credential_info[&agent].sources;
+    let told: Vec<_> = sources.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["socket /run/agent.sock", "socket @agent"]);
+
+    let without = compiled("credentials: [{id: key, sources: [{file: /key}]}]");
+    assert_eq!(without.bundle.environment, 0);
+    assert!(without.sockets.is_empty() && without.variables.is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a bundle means, once it has been read: plain values, each of them already checked.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -122,13 +123,37 @@ pub enum Source {
     Directory(PathBuf),
     /// A network endpoint that hands the secret out. IPv4-mapped IPv6 addresses are IPv4 here.
     Endpoint(SocketAddr),
+    /// A unix socket in the file system that hands the secret out: contacting it is a read.
+    Socket(PathBuf),
+    /// The same outside the file systems, by its name without the `@` that stands for the leading NUL.
+    AbstractSocket(String),
+    /// An environment variable of this name, whatever its value.
+    Environment(String),
 }
 
 impl Source {
-    /// Whether this is a place in the file system, so that reading it makes a holder of the reader.
+    /// Whether this is a place in the file system.
     #[must_use]
     pub fn is_path(&self) -> bool {
-        !matches!(self, Self::Endpoint(_))
+        matches!(
+            self,
+            Self::File(_) | Self::Files(_) | Self::Directory(_) | Self::Socket(_)
+        )
+    }
+}
+
+/// The kind and the place: `file /etc/key`.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Files(glob) => write!(f, "file {}", glob.glob()),
+            Self::Directory(path) => write!(f, "directory {}", path.display()),
+            Self::Endpoint(endpoint) => write!(f, "endpoint {endpoint}"),
+            Self::Socket(path) => write!(f, "socket {}", path.display()),
+            Self::AbstractSocket(name) => write!(f, "socket @{name}"),
+            Self::Environment(name) => write!(f, "environment {name}"),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What only shows when all documents are known: ids, references, scopes, limits.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
@@ -117,8 +118,18 @@ fn unique_ids<T>(all: &[Named<T>], report: &mut Report) {
 fn unique_sources(credentials: &[Named<CredentialDraft>], report: &mut Report) {
     let drafts = credentials.iter().filter_map(|named| named.value.as_ref());
     let sources = drafts.flat_map(|draft| draft.credential.sources.iter().zip(&draft.places));
-    unique(sources, report, |source: &&Source, first| {
-        let what = if source.is_path() { "path" } else { "endpoint" };
+    // A path is one place, whatever is expected there.
+    let sources = sources.map(|(source, place)| match source {
+        Source::Socket(path) => (Cow::Owned(Source::File(path.clone())), place),
+        _ => (Cow::Borrowed(source), place),
+    });
+    unique(sources, report, |source, first| {
+        let what = match source.as_ref() {
+            Source::Endpoint(_) => "endpoint",
+            Source::AbstractSocket(_) => "socket",
+            Source::Environment(_) => "variable",
+            _ => "path",
+        };
         format!(
             "this {what} is already a source at {first}; one {what} belongs to one credential, once"
         )
@@ -205,7 +216,8 @@ fn drafts(entitlements: &[Named<EntitlementDraft>]) -> impl Iterator<Item = &Ent
     entitlements.iter().filter_map(|named| named.value.as_ref())
 }
 
-/// Whoever reads from a path holds, and a holder that may go nowhere is more often a slip than a wish.
+/// Whoever reads holds, and a holder that may go nowhere is more often a slip than a wish. An endpoint is itself a
+/// place to go.
 fn scopes(draft: &Draft, report: &mut Report) {
     let credentials = Ids::of("credential", &draft.credentials);
     for EntitlementDraft {
@@ -217,9 +229,10 @@ fn scopes(draft: &Draft, report: &mut Report) {
             .get(entitlement.credential.as_str())
             .copied()
             .flatten();
-        let has_path =
-            credential.is_some_and(|draft| draft.credential.sources.iter().any(Source::is_path));
-        if has_path && scope.value == Scope::Unsaid {
+        let is_local = |source: &Source| !matches!(source, Source::Endpoint(_));
+        let has_local =
+            credential.is_some_and(|draft| draft.credential.sources.iter().any(is_local));
+        if has_local && scope.value == Scope::Unsaid {
             let message = "expected `destinations` with at least one destination; if the workload may read the \
                            credential and reach nowhere, write `destinations: none`";
             report.add(&scope.place, message);

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use enforcer_common::tables::{SOCKET_NAME_BYTES, VARIABLE_BYTES};
 use globset::{Glob, GlobBuilder};
 use ipnet::IpNet;
 use jiff::{Timestamp, civil::Date};
@@ -112,6 +113,60 @@ fn absolute(text: &str) -> Parsed<&str> {
         );
     }
     Ok(text)
+}
+
+/// A unix socket: a path, or `@` and a name outside the file systems.
+pub(super) fn socket(text: &str) -> Parsed<Source> {
+    if let Some(name) = text.strip_prefix('@') {
+        let fits = (1..=SOCKET_NAME_BYTES).contains(&name.len());
+        if !fits || name.contains(char::is_control) {
+            return got(
+                text,
+                "expected `@` and the name of an abstract socket: 1 to 107 bytes without control characters",
+            );
+        }
+        return Ok(Source::AbstractSocket(name.to_owned()));
+    }
+    if !text.starts_with('/') {
+        return got(
+            text,
+            "expected the absolute path of a unix socket, or `@` and the name of an abstract one",
+        );
+    }
+    if text.contains(['*', '?', '[']) {
+        return got(
+            text,
+            "expected the path of one socket; patterns are not supported here",
+        );
+    }
+    if text.ends_with('/') {
+        return got(
+            text,
+            "expected the path of a socket; for all below a directory write `directory:`",
+        );
+    }
+    path(text).map(Source::Socket)
+}
+
+/// The name of an environment variable.
+pub(super) fn variable(text: &str) -> Parsed<Source> {
+    // With its `=`, a name is to fit into the kernel's key.
+    let fits = text.len() < VARIABLE_BYTES;
+    let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let goes_on = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !(fits && begins && goes_on) {
+        let expected = "expected the name of an environment variable: a letter or `_`, then up to 61 letters, \
+                        digits and `_`";
+        // What stands behind the name may be the secret itself.
+        return match text.split_once('=') {
+            Some((name, _)) => got(
+                &format!("{name}=..."),
+                &format!("{expected}; write the name alone, every value is meant"),
+            ),
+            None => got(text, expected),
+        };
+    }
+    Ok(Source::Environment(text.to_owned()))
 }
 
 /// The path of a program.

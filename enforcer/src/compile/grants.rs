@@ -111,9 +111,15 @@ impl Rights {
         bundle: &Bundle,
         ids: &[CredentialId],
     ) -> BTreeMap<CredentialId, Credential> {
-        let exclusive = |exclusive: bool| if exclusive { Credential::EXCLUSIVE } else { 0 };
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         let named = bundle.credentials.iter().zip(ids);
-        let named = named.map(|(credential, id)| (*id, exclusive(credential.exclusive)));
+        let named = named.map(|(credential, id)| {
+            let mut sources = credential.sources.iter();
+            let variable = sources.any(|source| matches!(source, Source::Environment(_)));
+            let flags = flag(credential.exclusive, Credential::EXCLUSIVE)
+                | flag(variable, Credential::ENVIRONMENT);
+            (*id, flags)
+        });
         let own = self.reserved.iter();
         let own = own.map(|id| (*id, Credential::PROCESS_ONLY));
         let mut all: BTreeMap<_, _> = (named.chain(own))

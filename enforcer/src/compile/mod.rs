@@ -30,7 +30,7 @@ use std::net::IpAddr;
 
 use enforcer_common::address::Address;
 use enforcer_common::ids::{CredentialId, Generation};
-use enforcer_common::tables::{self, EndpointKey};
+use enforcer_common::tables::{self, EndpointKey, SocketName};
 use enforcer_common::verdict;
 
 use crate::bundle::{self, Bundle, Source};
@@ -77,6 +77,7 @@ pub fn compile(
     let grants = contents.grants;
     let matcher = Matcher::of(bundle, &credentials)?;
     let watch = paths::build(bundle, &credentials, &matcher, numbering)?;
+    let variables = variables(bundle, &credentials);
     let policy = Policy {
         bundle: tables::Bundle {
             expires: facts.clock.until(bundle.metadata.expires_at),
@@ -92,7 +93,7 @@ pub fn compile(
             masks: subjects
                 .keys()
                 .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
-            environment: 0,
+            environment: u8::from(!variables.is_empty()),
             reserved: [0; 2],
             zero: 0,
         },
@@ -102,6 +103,8 @@ pub fn compile(
         scopes: scopes.prefixes,
         ports: scopes.ports,
         endpoints: endpoints(bundle, &credentials),
+        sockets: sockets(bundle, &credentials),
+        variables,
         cgroup_names: identities.names().clone(),
         watch,
         credential_info: credential_info(bundle, reserved, &credentials, &rights),
@@ -129,17 +132,47 @@ fn credential_ids(
 
 fn endpoints(bundle: &Bundle, credentials: &[CredentialId]) -> BTreeMap<EndpointKey, CredentialId> {
     let mut endpoints = BTreeMap::new();
-    for (credential, id) in bundle.credentials.iter().zip(credentials) {
-        for source in &credential.sources {
-            if let Source::Endpoint(endpoint) = source {
-                let address = address(endpoint.ip());
-                endpoints
-                    .entry(EndpointKey::new(&address, endpoint.port()))
-                    .or_insert(*id);
-            }
+    for (source, id) in sources(bundle, credentials) {
+        if let Source::Endpoint(endpoint) = source {
+            let address = address(endpoint.ip());
+            endpoints
+                .entry(EndpointKey::new(&address, endpoint.port()))
+                .or_insert(id);
         }
     }
     endpoints
+}
+
+/// The sockets outside the file systems.
+fn sockets(bundle: &Bundle, credentials: &[CredentialId]) -> BTreeMap<SocketName, CredentialId> {
+    let mut sockets = BTreeMap::new();
+    for (source, id) in sources(bundle, credentials) {
+        if let Source::AbstractSocket(name) = source
+            && let Some(key) = SocketName::new(name.as_bytes())
+        {
+            sockets.entry(key).or_insert(id);
+        }
+    }
+    sockets
+}
+
+fn variables(bundle: &Bundle, credentials: &[CredentialId]) -> BTreeMap<String, CredentialId> {
+    let mut variables = BTreeMap::new();
+    for (source, id) in sources(bundle, credentials) {
+        if let Source::Environment(name) = source {
+            variables.entry(name.clone()).or_insert(id);
+        }
+    }
+    variables
+}
+
+/// Every source, with its credential.
+fn sources<'a>(
+    bundle: &'a Bundle,
+    credentials: &'a [CredentialId],
+) -> impl Iterator<Item = (&'a Source, CredentialId)> {
+    let named = bundle.credentials.iter().zip(credentials);
+    named.flat_map(|(credential, id)| credential.sources.iter().map(|source| (source, *id)))
 }
 
 fn credential_info(
@@ -152,7 +185,7 @@ fn credential_info(
         let info = CredentialInfo {
             id: own.id.clone(),
             owner: None,
-            paths: Vec::new(),
+            sources: Vec::new(),
         };
         (*id, info)
     });
@@ -162,12 +195,7 @@ fn credential_info(
             let info = CredentialInfo {
                 id: credential.id.clone(),
                 owner: credential.owner.clone(),
-                paths: credential
-                    .sources
-                    .iter()
-                    .filter(|source| source.is_path())
-                    .cloned()
-                    .collect(),
+                sources: credential.sources.clone(),
             };
             (*id, info)
         })

@@ -134,9 +134,9 @@ pub(super) fn build(
     };
     for (credential, id) in bundle.credentials.iter().zip(credentials) {
         for source in credential.sources.iter().filter(|source| source.is_path()) {
-            // A file has one path, so what it is can be said exactly.
+            // A file or socket has one path, so what it is can be said exactly.
             let exact = match source {
-                Source::File(path) => matcher.credential_of(path),
+                Source::File(path) | Source::Socket(path) => matcher.credential_of(path),
                 _ => None,
             };
             let components = components(source)?;
@@ -154,7 +154,7 @@ fn components(source: &Source) -> Result<Vec<Component>, CompileError> {
         names.collect::<Vec<_>>()
     };
     Ok(match source {
-        Source::File(path) => literal(path),
+        Source::File(path) | Source::Socket(path) => literal(path),
         Source::Directory(path) => {
             let mut components = literal(path);
             components.push(Component::Any);
@@ -179,7 +179,7 @@ fn components(source: &Source) -> Result<Vec<Component>, CompileError> {
             }
             components
         }
-        Source::Endpoint(_) => Vec::new(),
+        Source::Endpoint(_) | Source::AbstractSocket(_) | Source::Environment(_) => Vec::new(),
     })
 }
 
@@ -271,10 +271,11 @@ impl Builder<'_> {
             let visited = self.visited.take().unwrap_or_default();
             if !visited.is_disjoint(nodes) {
                 names.push(match source {
-                    Source::File(path) => path.display().to_string(),
+                    Source::File(path) | Source::Socket(path) => path.display().to_string(),
                     Source::Directory(path) => format!("{}/", path.display()),
                     Source::Files(glob) => glob.glob().to_owned(),
-                    Source::Endpoint(endpoint) => endpoint.to_string(),
+                    // These pass through none.
+                    other => other.to_string(),
                 });
             }
         }

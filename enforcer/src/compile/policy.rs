@@ -7,8 +7,8 @@ use enforcer_common::capacity;
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{CredentialId, EntitlementId, IdentityId, PortSetId, WatchNode};
 use enforcer_common::tables::{
-    Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, PortKey, ScopeKey, Subject,
-    SubjectKey,
+    Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, PortKey, ScopeKey, SocketName,
+    Subject, SubjectKey,
 };
 use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
@@ -34,11 +34,15 @@ pub struct Policy {
     pub ports: BTreeMap<PortKey, u32>,
     /// Endpoints that hand out secrets.
     pub endpoints: BTreeMap<EndpointKey, CredentialId>,
+    /// Unix sockets outside the file systems that do.
+    pub sockets: BTreeMap<SocketName, CredentialId>,
+    /// Environment variables that are credentials.
+    pub variables: BTreeMap<String, CredentialId>,
     /// What cgroups of these paths and unit names mean.
     pub cgroup_names: BTreeMap<CgroupName, IdentityId>,
     /// Paths that become credentials when they appear.
     pub watch: WatchTree,
-    /// What to say of each credential, and where to look for it.
+    /// What to say of each credential.
     pub credential_info: BTreeMap<CredentialId, CredentialInfo>,
     /// What to say of each entitlement.
     pub entitlement_info: BTreeMap<EntitlementId, EntitlementInfo>,
@@ -82,15 +86,15 @@ impl WatchTree {
     }
 }
 
-/// A credential, for people and for the scan of the node.
+/// A credential, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CredentialInfo {
     /// Its id.
     pub id: String,
     /// Who answers for it.
     pub owner: Option<String>,
-    /// Its sources in the file system.
-    pub paths: Vec<Source>,
+    /// Where it can be read.
+    pub sources: Vec<Source>,
 }
 
 /// An entitlement, for people.
@@ -148,6 +152,16 @@ impl Policy {
             ),
             ("port prefixes", self.ports.len(), capacity::PORTS / 2),
             ("endpoints", self.endpoints.len(), capacity::ENDPOINTS),
+            (
+                "abstract sockets",
+                self.sockets.len(),
+                capacity::SOCKET_NAMES / 2,
+            ),
+            (
+                "environment variables",
+                self.variables.len(),
+                capacity::VARIABLES / 2,
+            ),
             (
                 "cgroup names",
                 self.cgroup_names.len(),

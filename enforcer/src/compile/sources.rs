@@ -44,7 +44,7 @@ impl Matcher {
         for (position, credential) in bundle.credentials.iter().enumerate() {
             for source in &credential.sources {
                 match source {
-                    Source::File(path) => {
+                    Source::File(path) | Source::Socket(path) => {
                         files.entry(path.clone()).or_insert(position);
                     }
                     Source::Directory(path) => {
@@ -55,7 +55,7 @@ impl Matcher {
                         let parts = parts(glob)?;
                         details.push(Detail { position, parts });
                     }
-                    Source::Endpoint(_) => {}
+                    Source::Endpoint(_) | Source::AbstractSocket(_) | Source::Environment(_) => {}
                 }
             }
         }

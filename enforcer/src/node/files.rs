@@ -1,8 +1,9 @@
 //! Files that are credentials, and the directories on the way to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
@@ -27,6 +28,8 @@ pub struct Files {
     watched: BTreeMap<InodeKey, PathBuf>,
     /// Where reads are gated by marks, those.
     marks: Option<Marks>,
+    /// Sockets that are there and not protected.
+    open_sockets: BTreeSet<PathBuf>,
 }
 
 /// What one scan found.
@@ -34,6 +37,7 @@ pub struct Files {
 struct Scan {
     files: BTreeMap<InodeKey, (CredentialId, PathBuf)>,
     watched: BTreeMap<InodeKey, PathBuf>,
+    sockets: Vec<(PathBuf, CredentialId)>,
 }
 
 impl Files {
@@ -71,6 +75,11 @@ impl Files {
         }
     }
 
+    /// Sockets that are credentials and not protected: they were there before the daemon, or this tier gates none.
+    pub fn open_sockets(&self) -> impl Iterator<Item = &Path> {
+        self.open_sockets.iter().map(PathBuf::as_path)
+    }
+
     /// How many files are protected.
     pub fn count(&self) -> usize {
         self.protected.len()
@@ -100,6 +109,10 @@ impl Files {
         let root = Path::new("/");
         let nodes = [policy.watch.root];
         visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
+        let found = &scan.sockets;
+        self.open_sockets
+            .retain(|known| found.iter().any(|(path, _)| path == known));
+        self.recognise_sockets(ebpf, &mut scan)?;
         for (key, (credential, _)) in &scan.files {
             protect(ebpf, *key, *credential, current, next)?;
         }
@@ -157,6 +170,7 @@ impl Files {
         let nodes = [policy.watch.root];
         let marks = &mut self.marks;
         visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
+        self.recognise_sockets(ebpf, &mut scan)?;
         for (key, (credential, _)) in &scan.files {
             if self.protected.get(key).map(|(known, _)| known) != Some(credential) {
                 protect_always(ebpf, *key, *credential)?;
@@ -209,6 +223,7 @@ impl Files {
         } else {
             protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
         }
+        self.recognise_sockets(ebpf, &mut scan)?;
         for (key, (credential, _)) in &scan.files {
             protect_always(ebpf, *key, *credential)?;
         }
@@ -235,6 +250,37 @@ impl Files {
         Ok(())
     }
 
+    /// Adds the sockets of a scan to its files, as far as their keys are known. A socket cannot be opened, so its key
+    /// is learnt from the kernel when it is made, where a program sees that; what was there before is told of.
+    fn recognise_sockets(&mut self, ebpf: &mut Ebpf, scan: &mut Scan) -> Result<(), maps::Error> {
+        for (path, credential) in std::mem::take(&mut scan.sockets) {
+            let mut known = Vec::new();
+            for (key, (_, at)) in &self.protected {
+                // The kernel takes a key out when its socket is gone.
+                let mut is_there = || Maps(ebpf).get::<_, Versioned<CredentialId>>("FILES", key);
+                if *at == path && is_there()?.is_some() {
+                    known.push(*key);
+                }
+            }
+            if known.is_empty() {
+                if self.open_sockets.insert(path.clone()) {
+                    let advice = if self.marks.is_some() {
+                        "this tier does not gate sockets"
+                    } else {
+                        "it was there before the daemon: restart the service that listens on it"
+                    };
+                    tracing::warn!(path = %path.display(), "a credential's socket is not protected; {advice}");
+                }
+                continue;
+            }
+            let files = known
+                .into_iter()
+                .map(|key| (key, (credential, path.clone())));
+            scan.files.extend(files);
+        }
+        Ok(())
+    }
+
     /// A name appeared in a watched directory: makes the tables say exactly what it is. The kernel's own
     /// entry may be wider than the source's pattern.
     pub fn appeared(
@@ -256,6 +302,7 @@ impl Files {
             let mut scan = Scan::default();
             let marks = &mut self.marks;
             visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
+            self.recognise_sockets(ebpf, &mut scan)?;
             for (key, (credential, _)) in &scan.files {
                 protect_always(ebpf, *key, *credential)?;
             }
@@ -266,6 +313,7 @@ impl Files {
         match policy.credential_of(&path) {
             Some(credential) => {
                 protect_always(ebpf, file, credential)?;
+                self.open_sockets.remove(&path);
                 self.protected.insert(file, (credential, path));
             }
             // Only what is still there by this name, and is nothing by another, was protected too much.
@@ -367,6 +415,10 @@ fn protect_found(
     let Some(credential) = policy.credential_of(path) else {
         return Ok(());
     };
+    if std::fs::metadata(path).is_ok_and(|it| it.file_type().is_socket()) {
+        scan.sockets.push((path.to_owned(), credential));
+        return Ok(());
+    }
     match capture(ebpf, path) {
         Ok((keys, opened)) => {
             if let Some(marks) = marks {

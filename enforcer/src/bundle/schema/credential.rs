@@ -14,13 +14,11 @@ pub(in crate::bundle) const CREDENTIAL: Shape = Shape {
 };
 const SOURCE: Shape = Shape {
     what: "a source",
-    fields: &["file", "directory", "endpoint"],
+    fields: &["file", "directory", "endpoint", "socket", "environment"],
     later: &[
         "kubernetesSecret",
         "serviceAccountToken",
         "systemdCredential",
-        "socket",
-        "environment",
         "catalogue",
     ],
 };
@@ -61,7 +59,9 @@ fn source(at: At<'_>, report: &mut Report) -> Option<(Source, Place)> {
     let source = at.parsed(report, |text| match name {
         "file" => values::file(text),
         "directory" => values::directory(text),
-        _ => values::endpoint(text),
+        "endpoint" => values::endpoint(text),
+        "socket" => values::socket(text),
+        _ => values::variable(text),
     })?;
     Some((source, at.place()))
 }
