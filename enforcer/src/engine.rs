@@ -23,7 +23,7 @@ use enforcer_common::watch::{ChildKey, Node, PatternKey};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::bundle::{Bundle, LoadError, Mode};
+use crate::bundle::{Bundle, LoadError, Mode, Source};
 use crate::canary::{self, Canaries};
 use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile, difference};
 use crate::fanotify::{self, Places, ReadGate, Rules, Snapshot};
@@ -768,9 +768,17 @@ impl Engine {
 
     /// The credentials whose reads are not gated on this tier, or not all: requested, and not effective.
     fn not_gated<'a>(&self, policy: &'a Policy) -> BTreeSet<&'a str> {
-        let endpoints = self.gate.iter().flat_map(|_| policy.endpoints.values());
-        endpoints
-            .filter_map(|id| policy.credential_info.get(id))
+        if self.gate.is_none() {
+            return BTreeSet::new();
+        }
+        let is_contacted = |source: &Source| {
+            matches!(
+                source,
+                Source::Endpoint(_) | Source::Socket(_) | Source::AbstractSocket(_)
+            )
+        };
+        let all = policy.credential_info.values();
+        all.filter(|it| it.sources.iter().any(is_contacted))
             .map(|it| it.id.as_str())
             .collect()
     }

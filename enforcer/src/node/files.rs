@@ -267,7 +267,7 @@ impl Files {
                     let advice = if self.marks.is_some() {
                         "this tier does not gate sockets"
                     } else {
-                        "it was there before the daemon: restart the service that listens on it"
+                        "it was there before the daemon knew of it: restart the service that listens on it"
                     };
                     tracing::warn!(path = %path.display(), "a credential's socket is not protected; {advice}");
                 }
