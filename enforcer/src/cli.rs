@@ -37,6 +37,10 @@ enum Command {
             default_value = "/etc/enforcer/bundle.yaml"
         )]
         bundle: PathBuf,
+        /// As long as there is no good bundle, deny everybody the places where credentials are known to lie
+        /// (keys and tokens in home directories, TLS keys, cloud metadata, container sockets)
+        #[arg(long, env = "ENFORCER_REQUIRE_BUNDLE")]
+        require_bundle: bool,
         /// Also write the events to this file (created with mode 0600)
         #[arg(long, env = "ENFORCER_EVENT_LOG", value_name = "FILE")]
         event_log: Option<PathBuf>,
@@ -141,6 +145,8 @@ enum Output {
     Text,
     /// For programs
     Json,
+    /// For programs, as YAML
+    Yaml,
 }
 
 impl Cli {
@@ -149,10 +155,12 @@ impl Cli {
         match self.command {
             Command::Run {
                 bundle,
+                require_bundle,
                 event_log,
                 tier,
                 socket,
             } => start(Settings {
+                require_bundle,
                 tier: tier.into(),
                 bundle: std::path::absolute(&bundle).unwrap_or(bundle),
                 event_log,
@@ -250,6 +258,10 @@ fn show_probe(output: Output) -> ExitCode {
             Ok(text) => println!("{text}"),
             Err(error) => return failed(&error.to_string()),
         },
+        Output::Yaml => match serde_saphyr::to_string(&found) {
+            Ok(text) => print!("{text}"),
+            Err(error) => return failed(&error.to_string()),
+        },
         Output::Text => {
             for it in &found {
                 let word = if it.available { "yes" } else { "no" };
@@ -328,6 +340,10 @@ fn show(answer: &Value, output: Output) {
                 }
             }
         }
+        (Output::Yaml, _) => match serde_saphyr::to_string(answer) {
+            Ok(text) => print!("{text}"),
+            Err(error) => eprintln!("enforcer: the answer cannot be written as YAML: {error}"),
+        },
         _ => println!("{answer}"),
     }
 }
@@ -362,4 +378,30 @@ fn duration(text: &str) -> Result<Duration, String> {
 fn failed(message: &str) -> ExitCode {
     eprintln!("enforcer: {message}");
     ExitCode::FAILURE
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    /// Text that looks like something else in YAML must come back as text.
+    #[test]
+    fn yaml_says_what_json_says() {
+        let answer = json!({
+            "state": "enforcing/lsm", "reason": null, "generation": 3, "proven": true, "empty": [], "none": {},
+            "texts": ["yes", "null", "12", "1e3", "a: b", "# no", "- x", "@agent", "", " ", "it's", "two\nlines", "0x1f"],
+            "bundle": {"issuer": "iga.example.com", "version": 42, "expiresAt": "2026-11-29T00:00:00Z"},
+        });
+        let yaml = serde_saphyr::to_string(&answer).expect("can be written");
+        let back: Value = serde_saphyr::from_str(&yaml).expect(&yaml);
+        assert_eq!(back, answer, "{yaml}");
+    }
 }

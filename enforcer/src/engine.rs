@@ -104,6 +104,8 @@ pub struct Engine {
     files: Files,
     canaries: Canaries,
     in_force: Option<InForce>,
+    /// What stands in for a bundle where one is required.
+    known: Option<Arc<Bundle>>,
     generation: Generation,
     next: Generation,
     refused: Option<String>,
@@ -144,6 +146,7 @@ impl Engine {
             files,
             canaries,
             in_force: None,
+            known: None,
             generation: Generation(0),
             next: Generation(1),
             refused: None,
@@ -180,6 +183,24 @@ impl Engine {
         selected.map(|(path, _)| path).collect()
     }
 
+    /// From now on the known locations of credentials are denied as long as there is no bundle.
+    pub fn require_bundle(&mut self) -> Result<(), Error> {
+        let known = crate::bundle::known().map_err(LoadError::Mistakes)?;
+        self.known = Some(Arc::new(known));
+        Ok(())
+    }
+
+    /// Whether this is what stands in for a bundle.
+    fn is_known(&self, bundle: &Arc<Bundle>) -> bool {
+        (self.known.as_ref()).is_some_and(|known| Arc::ptr_eq(known, bundle))
+    }
+
+    /// The bundle in force, unless that is what stands in for one.
+    fn issued(&self) -> Option<&Arc<Bundle>> {
+        let in_force = self.in_force.as_ref().map(|it| &it.bundle);
+        in_force.filter(|bundle| !self.is_known(bundle))
+    }
+
     /// Reads the bundle again and applies it, whole or not at all.
     pub async fn reload(&mut self) {
         let result = match crate::bundle::load(&self.source) {
@@ -193,6 +214,27 @@ impl Engine {
                 tracing::error!(bundle = %self.source.display(), "the bundle is refused, what was in force stays: {reason}");
                 self.log.write("bundle-refused", json!({"reason": reason}));
                 self.refused = Some(reason);
+                self.stand_in().await;
+            }
+        }
+    }
+
+    /// Denies the known locations, if a bundle is required and there is none.
+    async fn stand_in(&mut self) {
+        let (None, Some(known)) = (&self.in_force, self.known.clone()) else {
+            return;
+        };
+        match self.apply(known).await {
+            Ok(()) => {
+                tracing::warn!(
+                    "there is no bundle: known locations of credentials are denied to everybody"
+                );
+            }
+            Err(error) => {
+                let reason = crate::chain(&error);
+                tracing::error!(
+                    "there is no bundle, and known locations of credentials cannot be denied: {reason}"
+                );
             }
         }
     }
@@ -244,14 +286,17 @@ impl Engine {
             return Err(error);
         }
         self.next = Generation(next.0 + 1);
-        let first = old.is_none();
+        let known = self.is_known(&bundle);
+        let first = old
+            .as_ref()
+            .is_none_or(|it| self.is_known(&it.bundle) && !known);
         let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
         if first {
             self.early_holders = self.find_early_holders(&policy)?;
         }
         if new_bundle {
             self.log.write(
-                "bundle-applied",
+                if known { "no-bundle" } else { "bundle-applied" },
                 json!({
                     "bundle": bundle.metadata.version,
                     "issuer": bundle.metadata.issuer,
@@ -693,7 +738,7 @@ impl Engine {
         if result != self.proven {
             self.log.write(
                 "state",
-                json!({"state": state(&result, true, false, self.loaded.tier), "reason": result.as_ref().err()}),
+                json!({"state": state(&result, self.issued().is_some(), false, self.loaded.tier), "reason": result.as_ref().err()}),
             );
         }
         self.proven = result;
@@ -740,17 +785,22 @@ impl Engine {
             .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
         let proven = &self.proven;
         json!({
-            "state": state(proven, self.in_force.is_some(), monitoring, self.loaded.tier),
+            "state": state(proven, self.issued().is_some(), monitoring, self.loaded.tier),
+            "knownLocations": match (&self.in_force, self.issued(), proven) {
+                (Some(_), None, Ok(())) => Some("denied, until there is a bundle"),
+                (Some(_), None, Err(_)) => Some("not proven to be denied"),
+                _ => None,
+            },
             "tier": self.loaded.tier,
             "reason": proven.as_ref().err(),
             "generation": self.generation.0,
-            "bundle": self.in_force.as_ref().map(|it| json!({
-                "issuer": it.bundle.metadata.issuer,
-                "version": it.bundle.metadata.version,
-                "credentials": it.bundle.credentials.len(),
-                "workloads": it.bundle.workloads.len(),
-                "entitlements": it.bundle.entitlements.len(),
-                "expiresAt": it.bundle.metadata.expires_at.map(|at| at.to_string()),
+            "bundle": self.issued().map(|it| json!({
+                "issuer": it.metadata.issuer,
+                "version": it.metadata.version,
+                "credentials": it.credentials.len(),
+                "workloads": it.workloads.len(),
+                "entitlements": it.entitlements.len(),
+                "expiresAt": it.metadata.expires_at.map(|at| at.to_string()),
             })),
             "refused": self.refused,
             "files": self.files.count(),

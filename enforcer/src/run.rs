@@ -34,6 +34,8 @@ const RECORDS: usize = 4096;
 pub struct Settings {
     /// The bundle: a file or a directory.
     pub bundle: PathBuf,
+    /// Whether known locations of credentials are denied as long as there is no bundle.
+    pub require_bundle: bool,
     /// A file for the events, besides standard output.
     pub event_log: Option<PathBuf>,
     /// The tier to use; the strongest to be had if not given.
@@ -83,6 +85,9 @@ pub async fn run(settings: Settings) -> Result<()> {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     }
 
+    if settings.require_bundle {
+        engine.require_bundle()?;
+    }
     engine.reload().await;
     engine.prove().await;
     watched.follow(&engine);

@@ -8,6 +8,7 @@
 
 mod decode;
 mod document;
+mod known;
 mod load;
 mod mistake;
 mod model;
@@ -15,6 +16,7 @@ mod schema;
 mod validate;
 mod values;
 
+pub use known::known;
 pub use load::{MAX_BYTES, load, parse};
 pub use mistake::{LoadError, Mistake, Mistakes};
 pub use model::{

@@ -35,7 +35,7 @@ pub struct Bundle {
 pub struct Metadata {
     /// The governance service that issued the bundle.
     pub issuer: String,
-    /// 1 or more; a later bundle of the same issuer has a higher one.
+    /// 1 or more; a later bundle of the same issuer has a higher one. 0 for [`known`](fn@super::known).
     pub version: u64,
     /// When it was issued.
     pub issued_at: Option<Timestamp>,
