@@ -637,9 +637,12 @@ impl Engine {
                 .appeared(ebpf, &policy, &notice.directory, notice.file, name)?;
             return Ok(());
         }
-        self.files
+        let changed = self
+            .files
             .arrived(ebpf, &policy, &notice.directory, notice.file, name)?;
-        self.publish_places(&policy);
+        if changed {
+            self.publish_places(&policy);
+        }
         Ok(())
     }
 

@@ -184,7 +184,7 @@ impl Files {
     }
 
     /// A name appeared in a watched directory, where no program has followed it: protects the file, which is
-    /// `file` if the gate has seen it already, or looks into the directory.
+    /// `file` if the gate has seen it already, or looks into the directory. Whether anything is new by that.
     pub fn arrived(
         &mut self,
         ebpf: &mut Ebpf,
@@ -192,9 +192,9 @@ impl Files {
         directory: &InodeKey,
         file: InodeKey,
         name: &[u8],
-    ) -> Result<(), maps::Error> {
+    ) -> Result<bool, maps::Error> {
         let Some(parent) = self.watched.get(directory).cloned() else {
-            return Ok(());
+            return Ok(false);
         };
         let path = parent.join(std::ffi::OsStr::from_bytes(name));
         let Ok(metadata) = std::fs::metadata(&path) else {
@@ -209,12 +209,13 @@ impl Files {
         } else {
             protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
         }
+        let found = !scan.files.is_empty() || !scan.watched.is_empty();
         for (key, (credential, _)) in &scan.files {
             protect_always(ebpf, *key, *credential)?;
         }
         self.protected.extend(scan.files);
         self.watched.extend(scan.watched);
-        self.keep(ebpf, policy, file, path)
+        Ok(self.keep(ebpf, policy, file, path)? || found)
     }
 
     /// Keeps a file protected that the gate has seen under `path`, wherever it is now.
@@ -224,15 +225,16 @@ impl Files {
         policy: &Policy,
         file: InodeKey,
         path: PathBuf,
-    ) -> Result<(), maps::Error> {
+    ) -> Result<bool, maps::Error> {
         if file == InodeKey::default() || self.protected.contains_key(&file) {
-            return Ok(());
+            return Ok(false);
         }
-        if let Some(credential) = policy.credential_of(&path) {
-            protect_always(ebpf, file, credential)?;
-            self.protected.insert(file, (credential, path));
-        }
-        Ok(())
+        let Some(credential) = policy.credential_of(&path) else {
+            return Ok(false);
+        };
+        protect_always(ebpf, file, credential)?;
+        self.protected.insert(file, (credential, path));
+        Ok(true)
     }
 
     /// A name appeared in a watched directory: makes the tables say exactly what it is. The kernel's own
