@@ -79,6 +79,13 @@ pub const ENVIRONMENT_PIECES: u64 = 512;
 /// Threads that copy a file to an overlay's upper layer at the same moment.
 pub const COPY_UPS: u32 = 4_096;
 
+/// Denials of one process that are told in a second; the rest is counted as lost. The daemon writes more than that, and
+/// a ring of denials takes a second's worth of four processes.
+pub const DENIALS_PER_SECOND: u64 = 256;
+
+/// Processes whose denials are counted.
+pub const SHARES: u32 = 4_096;
+
 /// Sockets of holders, where their records cannot be kept with the sockets themselves. A packet of a socket
 /// without a record is judged by its cgroup alone.
 pub const SOCKET_RECORDS: u32 = 65_536;

@@ -472,6 +472,16 @@ pub struct CopyUp {
     pub reserved: u32,
 }
 
+/// Value of the table of shares: what was told of a process's denials.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Share {
+    /// When, in units of 2^30 ns.
+    pub second: u64,
+    /// How many.
+    pub told: u64,
+}
+
 /// Facts recorded with a socket when a holder last used it, for the packet gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -577,6 +587,7 @@ sizes! {
     Capture = 104,
     crate::address::Destination = 24,
     CopyUp = 24,
+    Share = 16,
     SocketRecord = 80,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,

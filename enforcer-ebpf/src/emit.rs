@@ -9,15 +9,17 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     address::Destination,
+    capacity,
     event::{Gate, Kind, Notice, NoticeKind, Ring, Use},
     facts::Task,
     ids::{BootNs, CgroupId, InodeKey, Tgid, Tid},
+    tables::Share,
     verdict::Verdict,
 };
 
 use crate::{
     kernel::{QSTR_NAME, read},
-    maps::{DENIALS, LOST, NOTICES, USES},
+    maps::{DENIALS, LOST, NOTICES, SHARES, USES},
     offset, task,
 };
 
@@ -110,6 +112,10 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
     } else {
         (&USES, Ring::Uses)
     };
+    if matches!(which, Ring::Denials) && is_flood(time, task) != 0 {
+        count_lost(which);
+        return 0;
+    }
     let Some(mut entry) = reserve::<Use>(ring, which) else {
         return 0;
     };
@@ -207,11 +213,34 @@ fn reserve<T: 'static>(
     which: Ring,
 ) -> Option<aya_ebpf::maps::ring_buf::RingBufEntry<T>> {
     let entry = ring.reserve::<T>(0);
-    if entry.is_none()
-        && let Some(lost) = LOST.get_ptr_mut(which as u32)
-    {
+    if entry.is_none() {
+        count_lost(which);
+    }
+    entry
+}
+
+#[inline(always)]
+fn count_lost(which: Ring) {
+    if let Some(lost) = LOST.get_ptr_mut(which as u32) {
         // SAFETY: this CPU's own counter.
         unsafe { *lost += 1 };
     }
-    entry
+}
+
+/// Whether the process has had its share of denials told this second: the denial of another must not drown in them.
+/// In a frame of its own; a number, which is no stack pointer.
+#[inline(never)]
+fn is_flood(now: BootNs, task: &Task) -> u32 {
+    let second = now.0 >> 30;
+    if let Some(share) = SHARES.get_ptr_mut(task.tgid) {
+        // SAFETY: a pointer into the map; that two processors count at once only makes the share a little larger.
+        let share = unsafe { &mut *share };
+        if share.second == second {
+            share.told += 1;
+            return u32::from(share.told > capacity::DENIALS_PER_SECOND);
+        }
+    }
+    let share = Share { second, told: 1 };
+    let _ = SHARES.insert(&task.tgid, &share, 0);
+    0
 }

@@ -112,11 +112,18 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named
     verdict.refuses()
 }
 
-/// Leaves with a socket that connects who it is, if that is in no instance: should the process read a
-/// credential later, the packet gate finds it by this. (Before 6.5 `splice` to a socket passes no other gate.)
-/// Returns 0: a result that is no stack pointer.
+/// Leaves with a socket who uses it, if that is in no instance: should the process read a credential later, the
+/// packet gate finds it by this. (What was corked before goes out without a call, and before 6.5 `splice` to a socket
+/// passes no other gate.) Returns 0: a result that is no stack pointer.
 #[inline(never)]
 pub fn remember_loner(socket: Handle) -> u32 {
+    if let Some(record) = socket.record() {
+        // SAFETY: the record lives as long as the program.
+        let record = unsafe { &*record };
+        if record.used != 0 && record.task.tgid == task::ids().0 {
+            return 0;
+        }
+    }
     let mut task = Task::NOBODY;
     task::current(&mut task);
     if task.instance.0 == 0 && task::generation().0 != 0 {

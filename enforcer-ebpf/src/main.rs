@@ -195,9 +195,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         return false;
     };
     if !task::holds() {
-        if matches!(gate, Gate::SocketConnect) {
-            gate::remember_loner(sk.handle());
-        }
+        gate::remember_loner(sk.handle());
         return false;
     }
     let mut named = Named::ByCall;
@@ -485,36 +483,52 @@ pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// `bpf_iter_task(struct bpf_iter_meta *meta, struct task_struct *task)`
+///
+/// # Safety
+///
+/// The kernel's context, here and below.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub extern "C" fn iterate_thread(ctx: *const iterate::TaskContext) -> i32 {
+pub unsafe extern "C" fn iterate_thread(ctx: *const iterate::TaskContext) -> i32 {
     // SAFETY: the kernel's context.
     unsafe { iterate::thread(ctx, false) };
     0
 }
 
 /// The same, from 5.15 on.
+///
+/// # Safety
+///
+/// As above.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
-pub extern "C" fn iterate_thread_call(ctx: *const iterate::TaskContext) -> i32 {
+pub unsafe extern "C" fn iterate_thread_call(ctx: *const iterate::TaskContext) -> i32 {
     // SAFETY: the kernel's context.
     unsafe { iterate::thread(ctx, true) };
     0
 }
 
 /// `bpf_iter_task_file(struct bpf_iter_meta *meta, struct task_struct *task, u32 fd, struct file *file)`
+///
+/// # Safety
+///
+/// As above.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn iterate_own_file(ctx: *const iterate::TaskFileContext) -> i32 {
+pub unsafe extern "C" fn iterate_own_file(ctx: *const iterate::TaskFileContext) -> i32 {
     // SAFETY: the kernel's context.
     unsafe { iterate::own_file(ctx) };
     0
 }
 
 /// The same.
+///
+/// # Safety
+///
+/// As above.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task_file")]
-pub extern "C" fn iterate_holder(ctx: *const iterate::TaskFileContext) -> i32 {
+pub unsafe extern "C" fn iterate_holder(ctx: *const iterate::TaskFileContext) -> i32 {
     // SAFETY: the kernel's context.
     unsafe { iterate::holder(ctx) };
     0

@@ -4,7 +4,7 @@ use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     btf_maps::SkStorage,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
 };
 use enforcer_common::{
     capacity,
@@ -13,8 +13,8 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey, EndpointKey,
-        GrantKey, Grants, HolderKey, SocketName, SocketRecord, Subject, SubjectKey, Versioned,
-        Watch,
+        GrantKey, Grants, HolderKey, Share, SocketName, SocketRecord, Subject, SubjectKey,
+        Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -93,6 +93,11 @@ pub static TASK_IN_CGROUP_PROGRAMS: u32 = 0;
 /// How this node is gated, one of [`enforcer_common::tier`]; set at load time.
 #[unsafe(no_mangle)]
 pub static TIER: u32 = 0;
+
+/// 1 if records are not kept with the sockets: BPF_MODIFY_RETURN programs may not, and some kernels cannot. Set at load
+/// time.
+#[unsafe(no_mangle)]
+pub static RECORDS_BY_COOKIE: u32 = 0;
 
 /// A record without anything.
 #[unsafe(no_mangle)]
@@ -219,6 +224,11 @@ pub static UNACCOUNTED: Array<u32> = Array::with_max_entries(1, 0);
 /// Records that did not fit, by [`enforcer_common::event::Ring`].
 #[map]
 pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
+
+/// How many denials of each process were told this second. The least recently used may be forgotten: nothing is decided
+/// by it.
+#[map]
+pub static SHARES: LruHashMap<Tgid, Share> = LruHashMap::with_max_entries(capacity::SHARES, 0);
 
 /// Denials.
 #[map]

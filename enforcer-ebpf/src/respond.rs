@@ -27,12 +27,12 @@ pub fn act(verdict: Verdict) -> u8 {
     }
     // Without hooks it is a cgroup program that asks, and those may send no signal (before 6.18).
     let may_kill = constant(&TIER) != tier::FANOTIFY;
-    // SAFETY: a helper on a number, for the current task.
-    if may_kill
-        && matches!(verdict.action(), Action::Kill)
-        && unsafe { bpf_send_signal(SIGKILL) } == 0
-    {
-        return taken::KILLED;
+    if may_kill && matches!(verdict.action(), Action::Kill) {
+        // SAFETY: a helper on a number, for the current task.
+        let sent = unsafe { bpf_send_signal(SIGKILL) };
+        if sent == 0 {
+            return taken::KILLED;
+        }
     }
     taken::REFUSED
 }

@@ -8,12 +8,11 @@ use enforcer_common::{
     address::{Address, Destination, Protocol},
     facts::Task,
     tables::SocketRecord,
-    tier,
 };
 
 use crate::{
     kernel::{constant, read},
-    maps::{NO_RECORD, SOCKET_RECORDS, SOCKETS, TIER},
+    maps::{NO_RECORD, RECORDS_BY_COOKIE, SOCKET_RECORDS, SOCKETS},
     offset,
 };
 
@@ -161,10 +160,10 @@ impl Handle {
     }
 }
 
-/// Whether records are found by the socket's cookie: BPF_MODIFY_RETURN programs have no socket storage.
+/// Whether records are found by the socket's cookie.
 #[inline(always)]
 fn by_cookie() -> bool {
-    constant(&TIER) == tier::MODIFY_RETURN
+    constant(&RECORDS_BY_COOKIE) != 0
 }
 
 /// The cookie of the socket at a kernel address; 0 if nobody asked for it yet.

@@ -35,6 +35,7 @@ use crate::kernel::maps::{self, Maps};
 use crate::kernel::rings::Record;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
+use crate::node::mounts::{self, Mount};
 use crate::node::names::Names;
 use crate::node::{cgroups, dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
@@ -112,6 +113,7 @@ pub struct Engine {
     proven: Result<(), String>,
     lost: [u64; 3],
     early_holders: usize,
+    mounts: BTreeSet<Mount>,
     log: Log,
 }
 
@@ -153,6 +155,7 @@ impl Engine {
             proven: Err("not tried yet".to_owned()),
             lost: [0; 3],
             early_holders: 0,
+            mounts: BTreeSet::new(),
             log,
         })
     }
@@ -199,6 +202,14 @@ impl Engine {
     fn issued(&self) -> Option<&Arc<Bundle>> {
         let in_force = self.in_force.as_ref().map(|it| &it.bundle);
         in_force.filter(|bundle| !self.is_known(bundle))
+    }
+
+    /// Whether other file systems are mounted on the directories that credentials are looked for in.
+    pub fn mounts_changed(&mut self) -> bool {
+        let mounts = mounts::on(self.files.watched());
+        let changed = mounts != self.mounts;
+        self.mounts = mounts;
+        changed
     }
 
     /// Reads the bundle again and applies it, whole or not at all.
@@ -702,9 +713,12 @@ impl Engine {
                 .appeared(ebpf, &policy, &notice.directory, notice.file, name)?;
             return Ok(());
         }
-        self.files
+        let changed = self
+            .files
             .arrived(ebpf, &policy, &notice.directory, notice.file, name)?;
-        self.publish_places(&policy);
+        if changed {
+            self.publish_places(&policy);
+        }
         Ok(())
     }
 
@@ -901,11 +915,10 @@ fn refused_without_signal(record: &Use) -> bool {
 
 /// What this version leaves open on the `lsm` tier, told in `status`.
 const NOT_COVERED: &[&str] = &[
-    "descriptors and mappings of a credential that are older than the gates or were passed on",
-    "raw, packet, vsock and other socket families of holders, except what passes the packet gate",
-    "memory of a holder (ptrace, /proc/PID/mem)",
-    "unix sockets between workloads",
+    "mappings of a credential that are older than the gates or than a revocation: page faults have no hook",
+    "what a holder hands on through unix sockets, pipes, shared memory and files to another workload",
     "answers on accepted connections, where the bundle's defaults.inbound is permit",
+    "core dumps of a holder into a program (core_pattern), for the moment until the daemon has turned them off",
     "what root on the host does to the daemon or its programs",
 ];
 

@@ -74,6 +74,10 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(serve(listener, asking));
     let (changes, mut changed) = mpsc::unbounded_channel();
     let mut watched = Watched::new(changes)?;
+    let (mounts, mut mounted) = mpsc::unbounded_channel();
+    if let Err(error) = enforcer::node::mounts::follow(mounts) {
+        tracing::warn!(%error, "changes of mounts cannot be followed: they are noticed when the bundle is read again");
+    }
 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -105,11 +109,6 @@ pub async fn run(settings: Settings) -> Result<()> {
             Some((request, answer)) = asked.recv() => {
                 let _ = answer.send(respond(&mut engine, &request));
             }
-            Some(record) = recorded.recv() => match record {
-                Record::Use(it) => engine.used(&it),
-                Record::Notice(it) => engine.noticed(&it),
-                Record::Reconcile => engine.reconcile(),
-            },
             Some(()) = changed.recv() => {
                 tokio::time::sleep(SETTLE).await;
                 let mut paths = watched.take();
@@ -123,9 +122,21 @@ pub async fn run(settings: Settings) -> Result<()> {
                 }
                 watched.follow(&engine);
             }
+            Some(()) = mounted.recv() => {
+                while mounted.try_recv().is_ok() {}
+                if engine.mounts_changed() {
+                    engine.reapply().await;
+                }
+            }
             _ = canary.tick() => engine.prove().await,
             _ = tick.tick() => engine.tick().await,
             _ = reconcile.tick() => engine.reconcile(),
+            // Last: whoever causes many events must not keep the others waiting.
+            Some(record) = recorded.recv() => match record {
+                Record::Use(it) => engine.used(&it),
+                Record::Notice(it) => engine.noticed(&it),
+                Record::Reconcile => engine.reconcile(),
+            },
         }
     }
     let deadline = Instant::now() + LAST_RECORDS;

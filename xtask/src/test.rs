@@ -205,15 +205,16 @@ fn jobs(args: &Args) -> Vec<Job> {
             tier,
         })
     };
-    let mut jobs: Vec<Job> = on(lsm, "lsm").collect();
-    jobs.extend(on(kernels(MODIFY_RETURN), "modify-return"));
-    jobs.extend(on(kernels(FANOTIFY), "fanotify"));
+    let mut jobs = Vec::new();
     if args.kernel.is_empty() {
         jobs.push(Job {
             kernel: None,
             tier: "fanotify",
         });
     }
+    jobs.extend(on(kernels(FANOTIFY), "fanotify"));
+    jobs.extend(on(kernels(MODIFY_RETURN), "modify-return"));
+    jobs.extend(on(lsm, "lsm"));
     jobs
 }
 

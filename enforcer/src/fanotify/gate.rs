@@ -81,6 +81,8 @@ pub(super) struct Answerer {
     pub stop: Arc<AtomicBool>,
     /// Files that appeared and are not in the snapshot yet.
     pub appeared: HashMap<InodeKey, CredentialId>,
+    /// Address of the snapshot that those were last compared with: only to see that there is another one.
+    pub compared: usize,
 }
 
 /// What is to be answered.
@@ -227,11 +229,14 @@ impl Answerer {
         file: BorrowedFd<'_>,
     ) -> Option<CredentialId> {
         let key = record.key.inode;
+        let address = std::ptr::from_ref(snapshot).addr();
+        if self.compared != address {
+            self.compared = address;
+            let known = &snapshot.places.files;
+            self.appeared.retain(|key, _| !known.contains_key(key));
+        }
         match snapshot.find(record) {
-            Found::Known(credential) => {
-                self.appeared.remove(&key);
-                (credential.0 != 0).then_some(credential)
-            }
+            Found::Known(credential) => Some(credential),
             Found::New(credential) => {
                 if self.appeared.insert(key, credential) != Some(credential) {
                     if let Err(error) = mark(&self.group, file, marks::Kind::File) {

@@ -142,6 +142,7 @@ impl ReadGate {
             counts: gate.counts.clone(),
             stop: gate.stop.clone(),
             appeared: HashMap::new(),
+            compared: 0,
         };
         harden();
         std::thread::Builder::new()

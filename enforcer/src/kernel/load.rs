@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use aya::maps::SkStorage;
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr,
     Iter, Lsm, ProgramError, SockOps,
@@ -12,6 +14,7 @@ use aya::programs::{
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use enforcer_common::capacity;
 use enforcer_common::ids::Tgid;
+use enforcer_common::tables::SocketRecord;
 
 use super::btf;
 use super::capture::{self, capture};
@@ -232,6 +235,8 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// By what means reads and calls are refused.
     pub tier: Tier,
+    /// Whether records of sockets are found by cookie.
+    by_cookie: bool,
     /// The programs of the hooks on the `modify-return` tier, in the order of attaching.
     hooks: Vec<(&'static str, OwnedFd)>,
     /// What keeps those attached.
@@ -282,10 +287,16 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
         });
     }
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
+    let by_cookie = tier == Tier::ModifyReturn || !keeps_records_with_sockets(options)?;
     let mut loaded = None;
     // Whether cgroup programs can read the task is found by trying: 6.1 and later can.
     for task_in_cgroup_programs in [1, 0] {
-        let mut ebpf = open(options, tier, task_in_cgroup_programs)?;
+        let constants = Constants {
+            tier,
+            task_in_cgroup_programs,
+            by_cookie: u32::from(by_cookie),
+        };
+        let mut ebpf = open(options, &constants)?;
         match load_sock_addr(&mut ebpf) {
             Ok(()) => {
                 loaded = Some(ebpf);
@@ -297,22 +308,18 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     }
     let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
     let mut hooks = Vec::new();
+    let wanted = HOOKS.iter().chain(by_cookie.then_some(&SOCKET_FREED));
     match tier {
         Tier::Lsm => {
-            for Hook {
-                program: name,
-                hook,
-                ..
-            } in HOOKS
-            {
-                program::<Lsm>(&mut ebpf, name)?
-                    .load(hook, &btf)
-                    .map_err(refused(name, "loading"))?;
+            for hook in wanted {
+                program::<Lsm>(&mut ebpf, hook.program)?
+                    .load(hook.hook, &btf)
+                    .map_err(refused(hook.program, "loading"))?;
             }
         }
         Tier::ModifyReturn => {
             let programs = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
-            for hook in HOOKS.iter().chain([&SOCKET_FREED]) {
+            for hook in wanted {
                 let program = programs
                     .load(hook.program, hook.function, hook.attach, &btf)
                     .map_err(not_hooked(hook.program, hook.function))?;
@@ -349,22 +356,55 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     Ok(Loaded {
         ebpf,
         tier,
+        by_cookie,
         hooks,
         links: Vec::new(),
     })
 }
 
+/// What programs are told at load time.
+struct Constants {
+    tier: Tier,
+    task_in_cgroup_programs: u32,
+    by_cookie: u32,
+}
+
+/// Whether this kernel keeps a record with a socket. Found by trying: from 6.19 on it fails on processors without
+/// `cmpxchg16b`, where the kernel has no allocation without locks (`kmalloc_nolock`).
+fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
+    let constants = Constants {
+        tier: Tier::Lsm,
+        task_in_cgroup_programs: 0,
+        by_cookie: 0,
+    };
+    let mut ebpf = open(options, &constants)?;
+    let map = ebpf
+        .map_mut("SOCKETS")
+        .ok_or_else(|| Error::Missing("SOCKETS".to_owned()))?;
+    let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else {
+        return Ok(true);
+    };
+    let tried = SkStorage::<_, SocketRecord>::try_from(map)
+        .and_then(|mut records| records.insert(&socket, SocketRecord::NONE, 0));
+    Ok(tried.is_ok())
+}
+
 /// Creates the maps and prepares the programs.
-fn open(options: &Options, tier: Tier, task_in_cgroup_programs: u32) -> Result<Ebpf, Error> {
+fn open(options: &Options, constants: &Constants) -> Result<Ebpf, Error> {
     let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
-    let tier = tier.code();
+    let tier = constants.tier.code();
     EbpfLoader::new()
         .btf(Some(&btf))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
         .override_global("OFFSETS", &offsets, true)
-        .override_global("TASK_IN_CGROUP_PROGRAMS", &task_in_cgroup_programs, true)
+        .override_global(
+            "TASK_IN_CGROUP_PROGRAMS",
+            &constants.task_in_cgroup_programs,
+            true,
+        )
         .override_global("TIER", &tier, true)
+        .override_global("RECORDS_BY_COOKIE", &constants.by_cookie, true)
         .map_max_entries("HOLDERS", options.holders)
         .map_max_entries("DENIALS", options.denials_ring_bytes)
         .map_max_entries("USES", options.uses_ring_bytes)
@@ -413,10 +453,11 @@ fn attach(loaded: &mut Loaded) -> Result<(), Error> {
 
 fn attach_hooks(loaded: &mut Loaded) -> Result<(), Error> {
     if loaded.tier == Tier::Lsm {
-        for Hook { program: name, .. } in HOOKS {
-            program::<Lsm>(&mut loaded.ebpf, name)?
+        let freed = loaded.by_cookie.then_some(&SOCKET_FREED);
+        for hook in HOOKS.iter().chain(freed) {
+            program::<Lsm>(&mut loaded.ebpf, hook.program)?
                 .attach()
-                .map_err(refused(name, "attaching"))?;
+                .map_err(refused(hook.program, "attaching"))?;
         }
     }
     for (name, program) in &loaded.hooks {

@@ -85,6 +85,11 @@ impl Files {
         self.protected.len()
     }
 
+    /// The directories in which credentials are looked for.
+    pub fn watched(&self) -> impl Iterator<Item = &Path> {
+        self.watched.values().map(PathBuf::as_path)
+    }
+
     /// The path under which a protected file was found.
     pub fn path_of(&self, file: &InodeKey) -> Option<&Path> {
         self.protected.get(file).map(|(_, path)| path.as_path())
@@ -198,7 +203,7 @@ impl Files {
     }
 
     /// A name appeared in a watched directory, where no program has followed it: protects the file, which is
-    /// `file` if the gate has seen it already, or looks into the directory.
+    /// `file` if the gate has seen it already, or looks into the directory. Whether anything is new by that.
     pub fn arrived(
         &mut self,
         ebpf: &mut Ebpf,
@@ -206,9 +211,9 @@ impl Files {
         directory: &InodeKey,
         file: InodeKey,
         name: &[u8],
-    ) -> Result<(), maps::Error> {
+    ) -> Result<bool, maps::Error> {
         let Some(parent) = self.watched.get(directory).cloned() else {
-            return Ok(());
+            return Ok(false);
         };
         let path = parent.join(std::ffi::OsStr::from_bytes(name));
         let Ok(metadata) = std::fs::metadata(&path) else {
@@ -224,12 +229,13 @@ impl Files {
             protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
         }
         self.recognise_sockets(ebpf, &mut scan)?;
+        let found = !scan.files.is_empty() || !scan.watched.is_empty();
         for (key, (credential, _)) in &scan.files {
             protect_always(ebpf, *key, *credential)?;
         }
         self.protected.extend(scan.files);
         self.watched.extend(scan.watched);
-        self.keep(ebpf, policy, file, path)
+        Ok(self.keep(ebpf, policy, file, path)? || found)
     }
 
     /// Keeps a file protected that the gate has seen under `path`, wherever it is now.
@@ -239,15 +245,16 @@ impl Files {
         policy: &Policy,
         file: InodeKey,
         path: PathBuf,
-    ) -> Result<(), maps::Error> {
+    ) -> Result<bool, maps::Error> {
         if file == InodeKey::default() || self.protected.contains_key(&file) {
-            return Ok(());
+            return Ok(false);
         }
-        if let Some(credential) = policy.credential_of(&path) {
-            protect_always(ebpf, file, credential)?;
-            self.protected.insert(file, (credential, path));
-        }
-        Ok(())
+        let Some(credential) = policy.credential_of(&path) else {
+            return Ok(false);
+        };
+        protect_always(ebpf, file, credential)?;
+        self.protected.insert(file, (credential, path));
+        Ok(true)
     }
 
     /// Adds the sockets of a scan to its files, as far as their keys are known. A socket cannot be opened, so its key

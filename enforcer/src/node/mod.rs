@@ -6,5 +6,6 @@ pub mod environment;
 pub mod executables;
 pub mod files;
 pub mod mapped;
+pub mod mounts;
 pub mod names;
 pub mod users;
