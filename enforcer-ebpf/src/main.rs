@@ -323,7 +323,14 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     // SAFETY: the context's socket, checked above.
     let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(addr.cast())) };
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
-        return task::holds() && gate::reach(socket, &destination, gate, Named::Before);
+        if !task::holds() {
+            // Elsewhere a hook has done so.
+            if constant(&TIER) == tier::FANOTIFY {
+                gate::remember_loner(socket);
+            }
+            return false;
+        }
+        return gate::reach(socket, &destination, gate, Named::Before);
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
     match socket.record() {

@@ -97,7 +97,8 @@ fn our_cgroup() -> Result<PathBuf> {
             (fields.next() == Some("cgroup2")).then_some(point)
         })
         .context("no cgroup v2 hierarchy is mounted")?;
-    let cgroup = Path::new(root).join(format!("enforcer-tests-{}", process::id()));
+    // A slice, so that what the tests make directly below is a unit to the daemon.
+    let cgroup = Path::new(root).join(format!("enforcer-tests-{}.slice", process::id()));
     fs::create_dir(&cgroup).with_context(|| format!("cannot create {}", cgroup.display()))?;
     Ok(cgroup)
 }

@@ -280,11 +280,10 @@ pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded,
 
 fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     if tier == Tier::Lsm
-        && !lsm_list().is_some_and(|list| list.split(',').any(|name| name == "bpf"))
+        && let Some(list) = lsm_list()
+        && !list.split(',').any(|name| name == "bpf")
     {
-        return Err(Error::NotListed {
-            list: lsm_list().unwrap_or_default(),
-        });
+        return Err(Error::NotListed { list });
     }
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let by_cookie = tier == Tier::ModifyReturn || !keeps_records_with_sockets(options)?;

@@ -3,10 +3,9 @@
 //! aya loads the object, its maps and everything else; this loads the programs of the LSM hooks a second
 //! time from the same object, over the same maps, as another type.
 
-use std::collections::HashMap;
 use std::ffi::c_char;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData};
@@ -78,21 +77,22 @@ impl Programs {
             None => None,
         };
         let maps = std::mem::take(&mut object.maps);
-        let descriptors: HashMap<&str, RawFd> = ebpf
-            .maps()
-            .filter_map(|(name, map)| Some((name, data(map)?.fd().as_fd().as_raw_fd())))
-            .collect();
+        let mut linked = Vec::new();
+        for (name, map) in &maps {
+            let made = ebpf.map(name).and_then(data).ok_or_else(|| {
+                Error::Link(
+                    format!("map `{name}` was not made, or is of a kind unknown here").into(),
+                )
+            })?;
+            linked.push((name.as_str(), made.fd().as_fd().as_raw_fd(), map));
+        }
         let text = object
             .functions
             .keys()
             .map(|(section, _)| *section)
             .collect();
-        let linked = maps.iter().filter_map(|(name, map)| {
-            let name = name.as_str();
-            Some((name, *descriptors.get(name)?, map))
-        });
         object
-            .relocate_maps(linked, &text)
+            .relocate_maps(linked.into_iter(), &text)
             .map_err(|error| Error::Link(Box::new(error)))?;
         object
             .relocate_calls(&text)
@@ -197,6 +197,7 @@ fn data(map: &Map) -> Option<&MapData> {
         Map::Array(data)
         | Map::HashMap(data)
         | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::RingBuf(data)
         | Map::SkStorage(data) => Some(data),

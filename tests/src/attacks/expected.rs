@@ -113,6 +113,11 @@ pub const fn everywhere(seen: Seen) -> Expected {
     }
 }
 
+/// What the `fanotify` tier leaves open on connections that others made.
+pub const CALLERS_ONLY: Expected = hooks_only(
+    "no hook sees who sends on a connected socket; outside a unit the packet gate goes by who connected it",
+);
+
 /// Caught on every tier.
 pub const CAUGHT: Expected = everywhere(Caught);
 

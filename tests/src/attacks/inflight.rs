@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Attack, attack,
-    expected::CAUGHT,
+    expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier},
     stage::{Goal, READ, Stage, Tried, pids, root},
 };
 use crate::{
@@ -40,7 +40,10 @@ pub const ATTACKS: &[Attack] = &[
         "zero_copy",
         "pages queued without a copy, rewritten after the reading",
         CAUGHT,
-        |s| straddles(s, "zero-copy"),
+        |s| {
+            s.alone()?;
+            straddles(s, "zero-copy")
+        },
     ),
     attack(
         "C27",
@@ -58,7 +61,7 @@ pub const ATTACKS: &[Attack] = &[
         "C29",
         "borrowed_connection",
         "a connection that a clean process made and passes to a holder",
-        CAUGHT,
+        CALLERS_ONLY,
         |s| {
             s.standard()?;
             for (steps, twin) in [
@@ -83,7 +86,10 @@ pub const ATTACKS: &[Attack] = &[
         "C42",
         "killed_in_the_send",
         "a killed process's queue: nothing of it goes out",
-        CAUGHT,
+        CAUGHT.on(
+            Tier::Fanotify,
+            NotRun("no program sees that send; the packet is dropped"),
+        ),
         |s| {
             s.standard()?;
             s.twin(&entitled(), Goal::Send, &[DIAL, "send"])?;

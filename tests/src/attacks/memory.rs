@@ -161,6 +161,7 @@ pub const ATTACKS: &[Attack] = &[
         "the kernel asked to read it: swap file, module",
         CAUGHT,
         |s| {
+            s.alone()?;
             s.standard()?;
             for step in ["swap-on /srv/t/vault/key", "load-module /srv/t/vault/key"] {
                 // It is neither, and the kernel has read it to say so.

@@ -145,7 +145,7 @@ pub const ATTACKS: &[Attack] = &[
         "A11",
         "overlay_lower_path",
         "the same bytes by the path of the layer below",
-        CAUGHT,
+        hooks_only("only the file at the bundle's path is marked, not the layer below"),
         |s| {
             let _layers = mixed_layers(s)?;
             s.reads_as_is(&["read /srv/t/mixed/lower/credential"])
