@@ -303,7 +303,14 @@ impl Engine {
             .is_none_or(|it| self.is_known(&it.bundle) && !known);
         let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
         if first {
-            self.early_holders = self.find_early_holders(&policy)?;
+            // The bundle is in force whatever comes of this.
+            match self.find_early_holders(&policy) {
+                Ok(count) => self.early_holders = count,
+                Err(error) => tracing::error!(
+                    "processes that had a credential open before the start are not all holders: {}",
+                    crate::chain(&error)
+                ),
+            }
         }
         if new_bundle {
             self.log.write(
@@ -823,7 +830,7 @@ impl Engine {
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
             "notCovered": match &self.gate {
                 Some(gate) => gate.not_covered(),
-                None => NOT_COVERED.to_vec(),
+                None => not_covered(self.loaded.tier),
             },
             "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
@@ -913,7 +920,16 @@ fn refused_without_signal(record: &Use) -> bool {
         )
 }
 
-/// What this version leaves open on the `lsm` tier, told in `status`.
+/// [`NOT_COVERED`], and what comes to it on the `modify-return` tier.
+fn not_covered(tier: Tier) -> Vec<&'static str> {
+    let mut list = NOT_COVERED.to_vec();
+    if tier == Tier::ModifyReturn {
+        list.push("on a preemptible kernel: calls that come while another task on the same processor is interrupted in the same program");
+    }
+    list
+}
+
+/// What this version leaves open on the tiers with hooks, told in `status`.
 const NOT_COVERED: &[&str] = &[
     "mappings of a credential that are older than the gates or than a revocation: page faults have no hook",
     "what a holder hands on through unix sockets, pipes, shared memory and files to another workload",

@@ -33,7 +33,10 @@ pub const ATTACKS: &[Attack] = &[
         "blocked_send",
         "a send that began before the reading, its end filled afterwards",
         CAUGHT,
-        |s| straddles(s, "long-send"),
+        |s| {
+            s.alone()?;
+            straddles(s, "long-send")
+        },
     ),
     attack(
         "C25",
