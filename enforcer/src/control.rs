@@ -127,7 +127,7 @@ pub fn question(
         credential: ask.credential.clone(),
         destination: ask
             .destination
-            .map(|to| Destination::new(crate::engine::address(to.ip()), to.port(), protocol)),
+            .map(|to| Destination::new(crate::compile::address(to.ip()), to.port(), protocol)),
     })
 }
 

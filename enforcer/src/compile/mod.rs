@@ -204,7 +204,7 @@ fn credential_info(
 }
 
 /// An address as the decision sees it.
-fn address(ip: IpAddr) -> Address {
+pub(crate) fn address(ip: IpAddr) -> Address {
     let v6 = match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
         IpAddr::V6(v6) => v6,

@@ -1,44 +1,40 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
+mod status;
+mod swap;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use aya::Ebpf;
-use enforcer_common::address::Address;
 use enforcer_common::decide;
 use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Ring, Use, taken};
-use enforcer_common::ids::{
-    CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid, WatchNode,
-};
+use enforcer_common::ids::{CgroupId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid};
 use enforcer_common::iterate::HolderRecord;
-use enforcer_common::tables::{
-    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Holder, SocketName,
-    SubjectKey, Variable, Versioned,
-};
+use enforcer_common::tables::{Cgroup, Credential, Holder, Versioned};
 use enforcer_common::verdict::Action;
-use enforcer_common::watch::{ChildKey, Node, PatternKey};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::bundle::{Bundle, LoadError, Mode, Source};
+use crate::bundle::{Bundle, LoadError};
 use crate::canary::{self, Canaries};
-use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile, difference};
-use crate::fanotify::{self, Places, ReadGate, Rules, Snapshot};
+use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile};
+use crate::fanotify::{self, Places, ReadGate};
 use crate::kernel::clock::Keeper;
 use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
-use crate::kernel::load::{self, Loaded, cgroup_root};
+use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
 use crate::kernel::rings::Record;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
 use crate::node::mounts::{self, Mount};
 use crate::node::names::Names;
-use crate::node::{cgroups, dumps, environment, executables, mapped, users};
+use crate::node::{dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
+use status::state;
 
 /// Why a bundle was not applied. What was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -337,208 +333,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Writes everything for the next generation, makes it the one in force with a single store, and takes
-    /// out what only the previous one used.
-    fn swap(
-        &mut self,
-        old: Option<&Policy>,
-        new: &Arc<Policy>,
-        next: Generation,
-    ) -> Result<(), Error> {
-        self.write_cgroups(old, new, next)?;
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        for (id, credential) in &new.credentials {
-            maps.put("CREDENTIALS", CredentialKey::new(next, *id), *credential)?;
-        }
-        for (selector, subject) in &new.subjects {
-            maps.put("SUBJECTS", selector.key(next), *subject)?;
-        }
-        let none = BTreeMap::new();
-        let grants = difference(old.map_or(&none, |it| &it.grants), &new.grants);
-        for (key, value) in &grants.put {
-            maps.put("GRANTS", *key, *value)?;
-        }
-        let none = BTreeMap::new();
-        let ports = difference(old.map_or(&none, |it| &it.ports), &new.ports);
-        for (key, value) in &ports.put {
-            maps.put_prefix("PORTS", key.prefix_bits(), key.data(), *value)?;
-        }
-        let none = BTreeMap::new();
-        let scopes = difference(old.map_or(&none, |it| &it.scopes), &new.scopes);
-        for (key, value) in &scopes.put {
-            maps.put_prefix("SCOPES", key.prefix_bits(), key.data(), value.0)?;
-        }
-        let none = BTreeMap::new();
-        let endpoints = old.map_or(&none, |it| &it.endpoints);
-        let current = self.generation;
-        write_versioned(
-            &mut maps,
-            "ENDPOINTS",
-            endpoints,
-            &new.endpoints,
-            current,
-            next,
-        )?;
-        let none = BTreeMap::new();
-        let sockets = old.map_or(&none, |it| &it.sockets);
-        let table = "SOCKET_NAMES";
-        write_versioned(&mut maps, table, sockets, &new.sockets, current, next)?;
-        for (name, id) in &new.variables {
-            if let Some(key) = Variable::new(next, name) {
-                maps.put_prefix("VARIABLES", key.bits, key.data(), id.0)?;
-            }
-        }
-        let watch = self.write_watch_tree(old, new)?;
-        let prepared = self
-            .files
-            .prepare(&mut self.loaded.ebpf, new, self.generation, next)?;
-        self.canaries.protect(&mut self.loaded.ebpf, new)?;
-        self.mark_canaries(new);
-        let places = self.places(new, Some(&prepared));
-
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let mut description = new.bundle;
-        description.generation = next;
-        maps.set("BUNDLES", next.0 & 1, description)?;
-        maps.set("GENERATION", 0, next)?;
-        let previous = std::mem::replace(&mut self.generation, next);
-        if let Some(gate) = &self.gate {
-            gate.publish(Snapshot {
-                rules: Some(Arc::new(Rules::new(new.clone(), next))),
-                places: Arc::new(places),
-            });
-        }
-        grace();
-
-        self.files.finish(&mut self.loaded.ebpf, prepared)?;
-        self.canaries.protect(&mut self.loaded.ebpf, new)?;
-        self.unmark(new);
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        if let Some(old) = old {
-            for id in old.credentials.keys() {
-                maps.remove::<_, Credential>("CREDENTIALS", &CredentialKey::new(previous, *id))?;
-            }
-            for selector in old.subjects.keys() {
-                maps.remove::<SubjectKey, enforcer_common::tables::Subject>(
-                    "SUBJECTS",
-                    &selector.key(previous),
-                )?;
-            }
-            for key in old
-                .endpoints
-                .keys()
-                .filter(|key| !new.endpoints.contains_key(key))
-            {
-                maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
-            }
-            for key in old.sockets.keys() {
-                if !new.sockets.contains_key(key) {
-                    maps.remove::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", key)?;
-                }
-            }
-            for name in old.variables.keys() {
-                if let Some(key) = Variable::new(previous, name) {
-                    maps.remove_prefix("VARIABLES", key.bits, key.data())?;
-                }
-            }
-            for key in old
-                .cgroup_names
-                .keys()
-                .filter(|key| !new.cgroup_names.contains_key(key))
-            {
-                maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
-            }
-        }
-        for key in &grants.delete {
-            maps.remove::<GrantKey, enforcer_common::tables::Grants>("GRANTS", key)?;
-        }
-        for key in &scopes.delete {
-            maps.remove_prefix("SCOPES", key.prefix_bits(), key.data())?;
-        }
-        for key in &ports.delete {
-            maps.remove_prefix("PORTS", key.prefix_bits(), key.data())?;
-        }
-        for key in &watch.0 {
-            maps.remove::<ChildKey, WatchNode>("CHILDREN", key)?;
-        }
-        for key in &watch.1 {
-            maps.remove::<PatternKey, enforcer_common::watch::Pattern>("PATTERNS", key)?;
-        }
-        for key in &watch.2 {
-            maps.remove::<WatchNode, Node>("NODES", key)?;
-        }
-        Ok(())
-    }
-
-    /// What each cgroup means, of those there are and those to come.
-    fn write_cgroups(
-        &mut self,
-        old: Option<&Policy>,
-        new: &Policy,
-        next: Generation,
-    ) -> Result<(), Error> {
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let none = BTreeMap::new();
-        let names = old.map_or(&none, |it| &it.cgroup_names);
-        let current = self.generation;
-        write_versioned(
-            &mut maps,
-            "CGROUP_NAMES",
-            names,
-            &new.cgroup_names,
-            current,
-            next,
-        )?;
-        let found = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
-        for cgroup in found {
-            let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
-            let mut record = Cgroup {
-                instance: cgroup.instance,
-                identity: Versioned {
-                    from: next,
-                    before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
-                    after: new.identity_of(&cgroup.path),
-                },
-                slices_only: u32::from(cgroup.slices_only),
-            };
-            if let Some(known) = known
-                && known.identity.at(current) == record.identity.before
-                && known.identity.at(next) == record.identity.after
-            {
-                record.identity = known.identity;
-            }
-            if known != Some(record) {
-                maps.put("CGROUPS", cgroup.id, record)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds to the watch tree; returns what to remove from children, patterns and nodes after the swap.
-    #[allow(clippy::type_complexity, reason = "three lists of keys, used once")]
-    fn write_watch_tree(
-        &mut self,
-        old: Option<&Policy>,
-        new: &Policy,
-    ) -> Result<(Vec<ChildKey>, Vec<PatternKey>, Vec<WatchNode>), Error> {
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let (new, empty) = (&new.watch, crate::compile::WatchTree::default());
-        let old = old.map_or(&empty, |it| &it.watch);
-        let nodes = difference(&old.nodes, &new.nodes);
-        for (key, value) in &nodes.put {
-            maps.put("NODES", *key, *value)?;
-        }
-        let patterns = difference(&old.patterns, &new.patterns);
-        for (key, value) in &patterns.put {
-            maps.put("PATTERNS", *key, *value)?;
-        }
-        let children = difference(&old.children, &new.children);
-        for (key, value) in &children.put {
-            maps.put("CHILDREN", *key, *value)?;
-        }
-        Ok((children.delete, patterns.delete, nodes.delete))
-    }
-
     /// The canaries' files are marked like any other.
     fn mark_canaries(&mut self, policy: &Policy) {
         let Some(marks) = self.files.marks() else {
@@ -798,76 +592,6 @@ impl Engine {
         }
     }
 
-    /// What `enforcer status` says.
-    pub fn status(&mut self) -> Value {
-        let monitoring = self
-            .in_force
-            .as_ref()
-            .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
-        let proven = &self.proven;
-        json!({
-            "state": state(proven, self.issued().is_some(), monitoring, self.loaded.tier),
-            "knownLocations": match (&self.in_force, self.issued(), proven) {
-                (Some(_), None, Ok(())) => Some("denied, until there is a bundle"),
-                (Some(_), None, Err(_)) => Some("not proven to be denied"),
-                _ => None,
-            },
-            "tier": self.loaded.tier,
-            "reason": proven.as_ref().err(),
-            "generation": self.generation.0,
-            "bundle": self.issued().map(|it| json!({
-                "issuer": it.metadata.issuer,
-                "version": it.metadata.version,
-                "credentials": it.credentials.len(),
-                "workloads": it.workloads.len(),
-                "entitlements": it.entitlements.len(),
-                "expiresAt": it.metadata.expires_at.map(|at| at.to_string()),
-            })),
-            "refused": self.refused,
-            "files": self.files.count(),
-            "unprotectedSockets": self.files.open_sockets().collect::<Vec<_>>(),
-            "earlyHolders": self.early_holders,
-            "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
-            "notCovered": match &self.gate {
-                Some(gate) => gate.not_covered(),
-                None => not_covered(self.loaded.tier),
-            },
-            "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
-            "readGate": self.read_gate(),
-        })
-    }
-
-    /// The credentials whose reads are not gated on this tier, or not all: requested, and not effective.
-    fn not_gated<'a>(&self, policy: &'a Policy) -> BTreeSet<&'a str> {
-        if self.gate.is_none() {
-            return BTreeSet::new();
-        }
-        let is_contacted = |source: &Source| {
-            matches!(
-                source,
-                Source::Endpoint(_) | Source::Socket(_) | Source::AbstractSocket(_)
-            )
-        };
-        let all = policy.credential_info.values();
-        all.filter(|it| it.sources.iter().any(is_contacted))
-            .map(|it| it.id.as_str())
-            .collect()
-    }
-
-    /// What there is to say of the read gate of the `fanotify` tier.
-    fn read_gate(&mut self) -> Option<Value> {
-        let gate = self.gate.as_ref()?;
-        let (answered, unclear) = gate.answered();
-        let marks = self.files.marks().map(|marks| marks.count());
-        Some(json!({
-            "marks": marks,
-            "kernel": gate.abilities(),
-            "answered": answered,
-            "unclear": unclear,
-            "withoutDaemon": "reads go on",
-        }))
-    }
-
     /// What the decision would be for a task, see [`crate::control::Question`].
     pub fn explain(&self, question: &crate::control::Question) -> Value {
         let Some(in_force) = &self.in_force else {
@@ -918,74 +642,4 @@ fn refused_without_signal(record: &Use) -> bool {
             gate,
             Some(Gate::CgroupConnect | Gate::CgroupSendmsg | Gate::SocketCreate)
         )
-}
-
-/// [`NOT_COVERED`], and what comes to it on the `modify-return` tier.
-fn not_covered(tier: Tier) -> Vec<&'static str> {
-    let mut list = NOT_COVERED.to_vec();
-    if tier == Tier::ModifyReturn {
-        list.push("on a preemptible kernel: calls that come while another task on the same processor is interrupted in the same program");
-    }
-    list
-}
-
-/// What this version leaves open on the tiers with hooks, told in `status`.
-const NOT_COVERED: &[&str] = &[
-    "mappings of a credential that are older than the gates or than a revocation: page faults have no hook",
-    "what a holder hands on through unix sockets, pipes, shared memory and files to another workload",
-    "answers on accepted connections, where the bundle's defaults.inbound is permit",
-    "core dumps of a holder into a program (core_pattern), for the moment until the daemon has turned them off",
-    "what root on the host does to the daemon or its programs",
-];
-
-/// The word for how things are.
-fn state(proven: &Result<(), String>, bundle: bool, monitoring: bool, tier: Tier) -> String {
-    match (bundle, proven) {
-        (false, _) => "no-bundle".to_owned(),
-        (true, Err(_)) => "degraded".to_owned(),
-        (true, Ok(())) if monitoring => "monitoring".to_owned(),
-        (true, Ok(())) => format!("enforcing/{}", tier.name()),
-    }
-}
-
-/// Writes a table whose values hold both sides of a swap.
-fn write_versioned<K, V>(
-    maps: &mut Maps<'_>,
-    table: &'static str,
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-    current: Generation,
-    next: Generation,
-) -> Result<(), maps::Error>
-where
-    K: aya::Pod + Ord,
-    V: Copy + Default + PartialEq,
-    Versioned<V>: aya::Pod,
-{
-    for key in old.keys().chain(new.keys()) {
-        let after = new.get(key).copied().unwrap_or_default();
-        maps.put_from(table, *key, after, current, next)?;
-    }
-    Ok(())
-}
-
-/// Waits until no program that runs can still see the previous generation: the kernel does so in
-/// `membarrier(MEMBARRIER_CMD_GLOBAL)` (synchronize_rcu, since 4.3), but does nothing on one processor and
-/// refuses with nohz_full. A decision takes microseconds; then a pause stands in.
-fn grace() {
-    // SAFETY: a system call on numbers.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if result != 0 || processors == 1 {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// An address as the tables have it.
-pub fn address(ip: IpAddr) -> Address {
-    let octets = match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    };
-    Address::from_octets(octets)
 }
