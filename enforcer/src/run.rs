@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use enforcer::control::{Request, question};
 use enforcer::engine::Engine;
 use enforcer::kernel::load::Options;
-use enforcer::kernel::rings::{self, Record};
+use enforcer::kernel::rings::{self, Change};
 use enforcer::kernel::tier::Tier;
 use enforcer::record::Log;
 use notify::{RecursiveMode, Watcher as _};
@@ -27,8 +27,6 @@ const TICK_EVERY: Duration = Duration::from_secs(1);
 const RECONCILE_EVERY: Duration = Duration::from_secs(10);
 /// Changes that come in a burst are acted on together after this long.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Records waiting for the engine; more stay in the kernel's rings.
-const RECORDS: usize = 4096;
 
 /// What to run with.
 pub struct Settings {
@@ -63,7 +61,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     let mut engine = Engine::new(&options, settings.bundle, directory, log)?;
 
-    let (records, mut recorded) = mpsc::channel(RECORDS);
+    let (records, mut recorded) = rings::channels();
     rings::start(engine.ebpf(), &records)?;
     engine.follow_gate(&records);
     if let Err(error) = rings::start_diagnostics(engine.ebpf()) {
@@ -98,7 +96,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     tracing::info!(socket = %settings.socket.display(), "running");
     loop {
         tokio::select! {
-            biased;
+            // Whichever is ready, by lot: what comes in floods keeps nothing else waiting for long.
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
@@ -131,23 +129,20 @@ pub async fn run(settings: Settings) -> Result<()> {
             _ = canary.tick() => engine.prove().await,
             _ = tick.tick() => engine.tick().await,
             _ = reconcile.tick() => engine.reconcile(),
-            // Last: whoever causes many events must not keep the others waiting.
-            Some(record) = recorded.recv() => match record {
-                Record::Use(it) => engine.used(&it),
-                Record::Notice(it) => engine.noticed(&it),
-                Record::Reconcile => engine.reconcile(),
+            Some(change) = recorded.changes.recv() => match change {
+                Change::Notice(it) => engine.noticed(&it),
+                Change::Unknown => engine.reconcile(),
             },
+            Some(record) = recorded.uses.recv() => engine.used(&record),
         }
     }
     let deadline = Instant::now() + LAST_RECORDS;
     while Instant::now() < deadline
-        && let Ok(record) = recorded.try_recv()
+        && let Ok(record) = recorded.uses.try_recv()
     {
-        if let Record::Use(it) = record {
-            engine.used(&it);
-        }
+        engine.used(&record);
     }
-    engine.unwritten(recorded.len());
+    engine.unwritten(recorded.uses.len());
     engine.stopping();
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())

@@ -16,7 +16,6 @@ use enforcer_common::iterate::HolderRecord;
 use enforcer_common::tables::{Cgroup, Credential, Holder, Versioned};
 use enforcer_common::verdict::Action;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use crate::bundle::{Bundle, LoadError};
 use crate::canary::{self, Canaries};
@@ -27,7 +26,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
-use crate::kernel::rings::Record;
+use crate::kernel::rings::Records;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
 use crate::node::mounts::{self, Mount};
@@ -162,7 +161,7 @@ impl Engine {
     }
 
     /// Has what the read gate tells put among the records, where there is one. Once.
-    pub fn follow_gate(&mut self, records: &mpsc::Sender<Record>) {
+    pub fn follow_gate(&mut self, records: &Records) {
         if let Some(gate) = &mut self.gate {
             gate.follow(records);
         }

@@ -37,7 +37,7 @@ use crate::kernel::clock::boot_now;
 use crate::kernel::holders::Holders;
 use crate::kernel::iterate::{self, Inquiry};
 use crate::kernel::maps;
-use crate::kernel::rings::Record;
+use crate::kernel::rings::{Change, Records};
 use gate::{Answerer, Reports};
 
 /// Reports waiting to be taken, of each kind.
@@ -203,13 +203,16 @@ impl ReadGate {
     }
 
     /// Passes on what the gate tells, and what appears in watched directories and among the mounts. Once.
-    pub fn follow(&mut self, records: &mpsc::Sender<Record>) {
+    pub fn follow(&mut self, records: &Records) {
         let Some(unread) = self.reports.take() else {
             return;
         };
-        tokio::spawn(pass_on(unread.denials, records.clone(), Record::Use));
-        tokio::spawn(pass_on(unread.uses, records.clone(), Record::Use));
-        tokio::spawn(pass_on(unread.notices, records.clone(), Record::Notice));
+        tokio::spawn(pass_on(unread.denials, records.uses.clone(), |it| it));
+        tokio::spawn(pass_on(unread.uses, records.uses.clone(), |it| it));
+        let changes = &records.changes;
+        tokio::spawn(pass_on(unread.notices, changes.clone(), |it| {
+            Change::Notice(Box::new(it))
+        }));
         let mut troubles = unread.troubles;
         tokio::spawn(async move {
             while let Some(trouble) = troubles.recv().await {
@@ -220,13 +223,13 @@ impl ReadGate {
                 );
             }
         });
-        let names = follow_names(unread.inotify, unread.directories, records.clone());
+        let names = follow_names(unread.inotify, unread.directories, changes.clone());
         tokio::spawn(async move {
             if let Err(error) = names.await {
                 tracing::error!(%error, "new files and directories are not noticed any more, only found every ten seconds");
             }
         });
-        let mounts = follow_mounts(records.clone());
+        let mounts = follow_mounts(changes.clone());
         tokio::spawn(async move {
             if let Err(error) = mounts.await {
                 tracing::error!(%error, "new mounts are not noticed any more, only found every ten seconds");
@@ -252,13 +255,9 @@ fn harden() {
     }
 }
 
-async fn pass_on<T>(
-    mut from: mpsc::Receiver<T>,
-    records: mpsc::Sender<Record>,
-    wrap: fn(T) -> Record,
-) {
+async fn pass_on<T, U>(mut from: mpsc::Receiver<T>, to: mpsc::Sender<U>, wrap: fn(T) -> U) {
     while let Some(record) = from.recv().await {
-        if records.send(wrap(record)).await.is_err() {
+        if to.send(wrap(record)).await.is_err() {
             return;
         }
     }
@@ -268,7 +267,7 @@ async fn pass_on<T>(
 async fn follow_names(
     inotify: Arc<Inotify>,
     directories: marks::Directories,
-    records: mpsc::Sender<Record>,
+    changes: mpsc::Sender<Change>,
 ) -> io::Result<()> {
     let descriptor: OwnedFd = std::os::fd::AsFd::as_fd(&*inotify).try_clone_to_owned()?;
     // SAFETY: an owned descriptor stays the same until it is dropped.
@@ -286,7 +285,7 @@ async fn follow_names(
         };
         for event in events {
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                let _ = records.send(Record::Reconcile).await;
+                let _ = changes.send(Change::Unknown).await;
                 continue;
             }
             let directory = {
@@ -303,7 +302,11 @@ async fn follow_names(
                 continue;
             };
             let notice = appeared(directory, name.as_encoded_bytes());
-            if records.send(Record::Notice(notice)).await.is_err() {
+            if changes
+                .send(Change::Notice(Box::new(notice)))
+                .await
+                .is_err()
+            {
                 return Ok(());
             }
         }
@@ -326,7 +329,7 @@ fn appeared(directory: InodeKey, name: &[u8]) -> Notice {
 }
 
 /// Has everything looked at again when something was mounted.
-async fn follow_mounts(records: mpsc::Sender<Record>) -> io::Result<()> {
+async fn follow_mounts(changes: mpsc::Sender<Change>) -> io::Result<()> {
     let mounts = File::open("/proc/self/mountinfo")?;
     let interest = Interest::PRIORITY | Interest::ERROR;
     // SAFETY: a file keeps its descriptor until it is dropped.
@@ -336,7 +339,7 @@ async fn follow_mounts(records: mpsc::Sender<Record>) -> io::Result<()> {
         let mut ready = mounts.ready(interest).await?;
         ready.clear_ready();
         tokio::time::sleep(SETTLE).await;
-        if records.send(Record::Reconcile).await.is_err() {
+        if changes.send(Change::Unknown).await.is_err() {
             return Ok(());
         }
     }

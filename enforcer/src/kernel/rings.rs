@@ -27,45 +27,81 @@ pub fn start_diagnostics(ebpf: &mut Ebpf) -> io::Result<()> {
     Ok(())
 }
 
-/// What came out of a ring.
-#[derive(Clone, Copy, Debug)]
-pub enum Record {
-    /// A use.
-    Use(Use),
-    /// A notice.
-    Notice(Notice),
-    /// Something changed that tells no more: everything is to be looked at again.
-    Reconcile,
+/// What changed on the node and has to be acted on.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The kernel says what it is.
+    Notice(Box<Notice>),
+    /// It is not known what: everything is to be looked at again.
+    Unknown,
+}
+
+/// How many records wait for the engine in a channel; more stay in the kernel's rings.
+const WAITING: usize = 4096;
+
+/// Where everything that is read from the kernel goes. Changes wait apart from uses: a flood of uses must not
+/// delay the protection of a file that has just appeared.
+#[derive(Clone, Debug)]
+pub struct Records {
+    /// Uses, to be told.
+    pub uses: mpsc::Sender<Use>,
+    /// Changes, to be acted on.
+    pub changes: mpsc::Sender<Change>,
+}
+
+/// The other end of [`Records`].
+#[derive(Debug)]
+pub struct Recorded {
+    /// Uses, to be told.
+    pub uses: mpsc::Receiver<Use>,
+    /// Changes, to be acted on.
+    pub changes: mpsc::Receiver<Change>,
+}
+
+/// Both ends.
+pub fn channels() -> (Records, Recorded) {
+    let (uses, used) = mpsc::channel(WAITING);
+    let (changes, changed) = mpsc::channel(WAITING);
+    let recorded = Recorded {
+        uses: used,
+        changes: changed,
+    };
+    (Records { uses, changes }, recorded)
 }
 
 /// Starts reading all rings. Records arrive in the order of each ring; when the channel is full the kernel's
 /// ring fills up instead, which the programs count.
-pub fn start(ebpf: &mut Ebpf, records: &mpsc::Sender<Record>) -> Result<(), Error> {
-    for (name, decode) in [
-        ("DENIALS", decode_use as fn(&[u8]) -> Option<Record>),
-        ("USES", decode_use),
-        ("NOTICES", decode_notice),
-    ] {
-        let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
-        let ring = RingBuf::try_from(map).map_err(|source| Error::Map {
-            action: "open",
-            table: name,
-            source,
-        })?;
-        let records = records.clone();
-        tokio::spawn(async move {
-            if let Err(error) = read(ring, decode, records).await {
-                tracing::error!(ring = name, %error, "a ring cannot be read any more");
-            }
-        });
-    }
+pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<(), Error> {
+    start_ring(ebpf, "DENIALS", decode_use, &records.uses)?;
+    start_ring(ebpf, "USES", decode_use, &records.uses)?;
+    start_ring(ebpf, "NOTICES", decode_notice, &records.changes)
+}
+
+fn start_ring<T: Send + 'static>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    decode: fn(&[u8]) -> Option<T>,
+    to: &mpsc::Sender<T>,
+) -> Result<(), Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    let ring = RingBuf::try_from(map).map_err(|source| Error::Map {
+        action: "open",
+        table: name,
+        source,
+    })?;
+    let to = to.clone();
+    tokio::spawn(async move {
+        if let Err(error) = read(ring, decode, to).await {
+            tracing::error!(ring = name, %error, "a ring cannot be read any more");
+        }
+    });
     Ok(())
 }
 
-async fn read(
+async fn read<T>(
     ring: RingBuf<MapData>,
-    decode: fn(&[u8]) -> Option<Record>,
-    records: mpsc::Sender<Record>,
+    decode: fn(&[u8]) -> Option<T>,
+    to: mpsc::Sender<T>,
 ) -> io::Result<()> {
     // SAFETY: the ring owns its descriptor, closes it only when dropped, and always names the same one.
     let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
@@ -83,21 +119,21 @@ async fn read(
             guard.clear_ready();
         }
         for record in batch {
-            if records.send(record).await.is_err() {
+            if to.send(record).await.is_err() {
                 return Ok(());
             }
         }
     }
 }
 
-fn decode_use(bytes: &[u8]) -> Option<Record> {
+fn decode_use(bytes: &[u8]) -> Option<Use> {
     // SAFETY: every bit pattern of the record's integers is a value.
-    unsafe { decode(bytes) }.map(Record::Use)
+    unsafe { decode(bytes) }
 }
 
-fn decode_notice(bytes: &[u8]) -> Option<Record> {
+fn decode_notice(bytes: &[u8]) -> Option<Change> {
     // SAFETY: as above.
-    unsafe { decode(bytes) }.map(Record::Notice)
+    unsafe { decode(bytes) }.map(|it| Change::Notice(Box::new(it)))
 }
 
 /// Reads a record; `None` if it is too short, which a record of our programs never is.
