@@ -23,9 +23,8 @@ use crate::{
 
 /// As many guests at once; each is mostly one thread's work.
 const GUESTS: usize = 2;
-/// Kernels of the `modify-return` tier. From 7.0 on every kernel is preemptible, and programs of this tier can be passed
-/// over (docs/limits.md): what comes of the cases with many readers at once is left to chance there.
-const MODIFY_RETURN: &[&str] = &["5.10", "6.12"];
+/// Kernels of the `modify-return` tier.
+const MODIFY_RETURN: &[&str] = &["5.10", "6.12", "newest"];
 /// Kernels of the `fanotify` tier, besides this machine's own.
 const FANOTIFY: &[&str] = &["6.12"];
 /// As Ubuntu and many managed nodes boot.

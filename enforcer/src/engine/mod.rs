@@ -26,6 +26,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::passed_over::{More, PassedOver};
 use crate::kernel::rings::Records;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
@@ -107,6 +108,7 @@ pub struct Engine {
     refused: Option<String>,
     proven: Result<(), String>,
     lost: [u64; 3],
+    passed_over: PassedOver,
     early_holders: usize,
     mounts: BTreeSet<Mount>,
     log: Log,
@@ -149,6 +151,7 @@ impl Engine {
             refused: None,
             proven: Err("not tried yet".to_owned()),
             lost: [0; 3],
+            passed_over: PassedOver::default(),
             early_holders: 0,
             mounts: BTreeSet::new(),
             log,
@@ -561,6 +564,7 @@ impl Engine {
     /// Looks after what time changes: names, the clock, and losses to report.
     pub async fn tick(&mut self) {
         self.report_losses();
+        self.report_passed_over();
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };
@@ -588,6 +592,32 @@ impl Engine {
                     json!({"ring": ring.name(), "count": new, "total": lost}),
                 );
             }
+        }
+    }
+
+    fn report_passed_over(&mut self) {
+        let more = match self.passed_over.look(&self.loaded) {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not say how often programs were passed over");
+                return;
+            }
+        };
+        for More {
+            program,
+            count,
+            total,
+        } in more
+        {
+            self.log.write(
+                "passed-over",
+                json!({
+                    "program": program,
+                    "count": count,
+                    "total": total,
+                    "message": "the kernel did not call this program: another task on the same processor was interrupted in it",
+                }),
+            );
         }
     }
 

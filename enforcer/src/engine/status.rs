@@ -41,6 +41,7 @@ impl Engine {
             "unprotectedSockets": self.files.open_sockets().collect::<Vec<_>>(),
             "earlyHolders": self.early_holders,
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
+            "passedOver": self.passed_over.totals(),
             "notCovered": match &self.gate {
                 Some(gate) => gate.not_covered(),
                 None => not_covered(self.loaded.tier),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::SkStorage;
@@ -241,6 +241,18 @@ pub struct Loaded {
     hooks: Vec<(&'static str, OwnedFd)>,
     /// What keeps those attached.
     links: Vec<OwnedFd>,
+}
+
+impl Loaded {
+    /// Every program that is in the kernel.
+    pub fn programs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        let loaded = self.ebpf.programs().filter_map(|(name, program)| {
+            let descriptor = program.fd().ok()?;
+            Some((name, descriptor.as_fd()))
+        });
+        let hooks = self.hooks.iter();
+        loaded.chain(hooks.map(|(name, program)| (*name, program.as_fd())))
+    }
 }
 
 /// Loads and attaches the programs of the strongest tier this kernel has, or of the one asked for. Opens by

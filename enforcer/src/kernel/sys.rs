@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
 use enforcer_common::ids::Tid;
 
 /// A command of bpf(2) that returns a new descriptor.
@@ -12,6 +12,30 @@ use enforcer_common::ids::Tid;
 ///
 /// Every pointer in `attr` is good for what the command does with it.
 pub unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { call(command, attr) }?;
+    // SAFETY: the kernel just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// What the kernel says of a program. What it does not know stays zero.
+pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
+    // SAFETY: a struct of plain numbers, for which zero is "nothing asked for".
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.info.bpf_fd = program.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    // SAFETY: `info` outlives the call, is of the size given, and asks for nothing behind pointers.
+    unsafe { call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info)
+}
+
+/// # Safety
+///
+/// Every pointer in `attr` is good for what the command does with it.
+unsafe fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
     // SAFETY: the caller's promise; the size is that of the union.
     let result = unsafe {
         libc::syscall(
@@ -24,8 +48,7 @@ pub unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> 
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just opened it for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+    Ok(result as RawFd)
 }
 
 /// Links an iterator program, so that it can be read: over all tasks, or from 6.1 on over this one. Kernels

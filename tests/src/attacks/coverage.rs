@@ -14,6 +14,7 @@ Each entry of the catalogue of ways round an enforcer, and what comes of it on e
 coverage` prints this file from the suite's registry, and a test fails when the two differ; `enforcer-tests
 attacks` tries every entry next to a harmless twin and fails when one comes to anything else than what stands
 here, better or worse. *Caught* means that the call failed or nothing arrived outside, and there was an event.
+*Caught, or told* may get through now and then, and the daemon then tells that its programs were passed over.
 *Not caught* is tried and gets through.
 
 ";

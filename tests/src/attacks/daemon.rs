@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Attack, attack,
     expected::{
-        CAUGHT,
+        CAUGHT, CROWDED,
         Seen::{Caught, NotCaught, NotRun},
         Tier, open,
     },
@@ -186,7 +186,7 @@ pub const ATTACKS: &[Attack] = &[
         "D12",
         "crowd_while_stopped",
         "the daemon stopped under a crowd of readers: none gets through, all are answered when it goes on",
-        CAUGHT,
+        CROWDED,
         |s| with_daemon_still(s, |s| s.reads_as_is(&["read-crowd /srv/t/key 100"])),
     ),
     attack(
@@ -338,7 +338,7 @@ pub const ATTACKS: &[Attack] = &[
         "D24",
         "between_two_bundles",
         "readers while one bundle replaces another",
-        CAUGHT,
+        CROWDED,
         |s| {
             s.standard()?;
             let mut reader = other().start(["hammer /srv/t/key 2000"])?;

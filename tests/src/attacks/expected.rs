@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::{Context as _, Result, bail};
 
-use Seen::{Caught, NotCaught, NotRun};
+use Seen::{Caught, CaughtOrTold, NotCaught, NotRun};
 
 /// How a node is gated.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +60,9 @@ pub fn kernel(release: &str) -> Result<Kernel> {
 pub enum Seen {
     /// Refused, and there is an event.
     Caught,
+    /// Refused as a rule. Where something got through, the daemon told that the kernel passed its programs over;
+    /// this is why.
+    CaughtOrTold(&'static str),
     /// It gets through; this is why.
     NotCaught(&'static str),
     /// It cannot be tried; this is why.
@@ -71,7 +74,7 @@ impl Seen {
     pub fn why(self) -> Option<&'static str> {
         match self {
             Caught => None,
-            NotCaught(why) | NotRun(why) => Some(why),
+            CaughtOrTold(why) | NotCaught(why) | NotRun(why) => Some(why),
         }
     }
 }
@@ -80,6 +83,7 @@ impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Caught => "caught",
+            CaughtOrTold(_) => "caught, or told",
             NotCaught(_) => "not caught",
             NotRun(_) => "not run",
         })
@@ -112,6 +116,15 @@ pub const fn everywhere(seen: Seen) -> Expected {
         differing: [None; DIFFERING],
     }
 }
+
+/// Caught everywhere, but for what a preemptible kernel lets through when many call at once.
+pub const CROWDED: Expected = CAUGHT.since_on(
+    Tier::ModifyReturn,
+    (7, 0),
+    CaughtOrTold(
+        "a preemptible kernel passes over a program that another task on the same processor is interrupted in",
+    ),
+);
 
 /// What the `fanotify` tier leaves open on connections that others made.
 pub const CALLERS_ONLY: Expected = hooks_only(
@@ -166,6 +179,16 @@ impl Expected {
     pub const fn from(self, kernel: Kernel, seen: Seen) -> Self {
         self.but(Differing {
             tier: None,
+            from: kernel,
+            before: EVER,
+            seen,
+        })
+    }
+
+    /// But this on that tier, from `kernel` on.
+    pub const fn since_on(self, tier: Tier, kernel: Kernel, seen: Seen) -> Self {
+        self.but(Differing {
+            tier: Some(tier),
             from: kernel,
             before: EVER,
             seen,

@@ -123,6 +123,32 @@ pub fn run(filter: &str, shared: bool) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// How many calls the daemon says that programs were passed over for.
+fn passed_over() -> Result<u64> {
+    let status = harness::daemon::status()?;
+    let programs = status["passedOver"]
+        .as_object()
+        .context("status does not say what was passed over")?;
+    Ok(programs
+        .values()
+        .filter_map(serde_json::Value::as_u64)
+        .sum())
+}
+
+/// Something got through: the daemon must have told why.
+fn told(before: u64, error: anyhow::Error) -> Result<()> {
+    let Ok(more) = harness::wait_for("programs passed over", || {
+        passed_over()
+            .ok()?
+            .checked_sub(before)
+            .filter(|more| *more > 0)
+    }) else {
+        return Err(error.context("nothing was told of it"));
+    };
+    println!("  {more} calls were passed over, and told: {error:#}");
+    Ok(())
+}
+
 fn one(
     attack: &Attack,
     scene: &mut Scene,
@@ -144,7 +170,11 @@ fn one(
         refusals: &[libc::EPERM],
         reasons: "",
     };
-    let result = (attack.run)(&mut stage);
+    let before = passed_over();
+    let result = (attack.run)(&mut stage).or_else(|error| match seen {
+        Seen::CaughtOrTold(_) => told(before?, error),
+        _ => Err(error),
+    });
     let seconds = start.elapsed().as_secs_f64();
     match result {
         Ok(()) => {

@@ -7,7 +7,7 @@ use nix::mount::{self, MntFlags, MsFlags};
 
 use super::expected::{
     Seen,
-    Seen::{Caught, NotCaught, NotRun},
+    Seen::{Caught, CaughtOrTold, NotCaught, NotRun},
 };
 use crate::{
     cases::{Scene, entitled, other, standard},
@@ -177,7 +177,7 @@ impl Stage<'_> {
 
     /// The attack comes to what is expected.
     pub fn attack(&mut self, actor: &Actor, goal: Goal, steps: &[&str]) -> Result<()> {
-        let hope = self.seen != Caught;
+        let hope = !matches!(self.seen, Caught | CaughtOrTold(_));
         let tried = self.act(actor, goal, steps, hope)?;
         self.judge(&tried).with_context(|| format!("{actor:?}"))
     }
@@ -185,7 +185,7 @@ impl Stage<'_> {
     /// Compares with what is expected.
     pub fn judge(&mut self, tried: &Tried) -> Result<()> {
         match self.seen {
-            Caught => {
+            Caught | CaughtOrTold(_) => {
                 ensure!(!tried.got, "it got through: {}", tried.text);
                 ensure!(
                     tried.goal == Goal::Send || self.refusals.contains(&tried.errno),

@@ -5,6 +5,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, Output, Stdio},
     sync::OnceLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -72,7 +73,7 @@ impl Daemon {
             events,
             in_force: text,
         };
-        let output = enforcer(&["status", "--wait", "180s"])?;
+        let output = daemon.enforcing()?;
         if !output.status.success() || !daemon.is_alive() {
             bail!(
                 "the daemon does not enforce: status ended with {} and said {}{}; its log ends with\n{}",
@@ -83,6 +84,24 @@ impl Daemon {
             );
         }
         Ok(daemon)
+    }
+
+    /// What `status --wait` says; cut short if the daemon ends.
+    fn enforcing(&mut self) -> Result<Output> {
+        let mut waiting = Command::new("enforcer")
+            .args(["status", "--wait", "180s"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run enforcer")?;
+        while waiting.try_wait()?.is_none() {
+            if !self.is_alive() {
+                waiting.kill()?;
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(waiting.wait_with_output()?)
     }
 
     /// Its process.
