@@ -34,6 +34,9 @@ enum Command {
         /// Only the cases with this in their names
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
+        /// Do a tenth of what is done many times
+        #[arg(long)]
+        brief: bool,
     },
     /// Try the ways round the enforcer, each next to its harmless twin
     Attacks {
@@ -89,7 +92,7 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().command {
         Command::Act { steps } => return actor::main(steps),
-        Command::Guest { filter } => return apart(false, |_| cases::run(&filter)),
+        Command::Guest { filter, brief } => return apart(false, |_| cases::run(&filter, brief)),
         Command::Attacks {
             tier,
             filter,

@@ -12,9 +12,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{apt::Apt, cmd, paths};
 
-/// The kernels that every release of this project promises to run on.
-pub const PROMISED: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "newest"];
-
 const SUFFIX: &str = "-cloud-amd64";
 
 /// Which kernel was asked for.

@@ -94,7 +94,7 @@ struct Tally {
 
 /// Runs all attacks with `filter` in `ID name`. The result is whether all came to what is expected.
 pub fn run(filter: &str, shared: bool) -> Result<bool> {
-    let mut scene = Scene::set_up()?;
+    let mut scene = Scene::set_up(false)?;
     stage::make_files()?;
     fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
         .context("cannot allow ping sockets")?;

@@ -59,11 +59,13 @@ pub struct Scene {
     daemon: Option<Daemon>,
     /// The world outside.
     pub outside: Outside,
+    /// Whether cases that do one thing many times do it a tenth as often.
+    brief: bool,
 }
 
 impl Scene {
     /// Files, programs, and the world outside.
-    pub fn set_up() -> Result<Self> {
+    pub fn set_up(brief: bool) -> Result<Self> {
         fs::create_dir_all(FILES)?;
         // A file system whose files have handles.
         mount::mount(
@@ -83,6 +85,7 @@ impl Scene {
         Ok(Self {
             daemon: None,
             outside: Outside::start()?,
+            brief,
         })
     }
 
@@ -149,10 +152,10 @@ pub fn other() -> Actor {
     Actor::new(format!("{PROGRAMS}/other")).user(ALICE)
 }
 
-/// Runs all cases with `filter` in their names. The result is whether all went well.
-pub fn run(filter: &str) -> Result<bool> {
+/// Runs all cases with `filter` in their names, in brief or not. The result is whether all went well.
+pub fn run(filter: &str, brief: bool) -> Result<bool> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    let mut scene = Scene::set_up();
+    let mut scene = Scene::set_up(brief);
     for case in ALL.iter().copied().flatten() {
         if !case.name.contains(filter) {
             continue;
