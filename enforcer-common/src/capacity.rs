@@ -56,15 +56,9 @@ pub const CAPTURES: u32 = 64;
 /// File keys one open of the daemon can show: overlayfs opens the lower file within the upper's open.
 pub const KEYS_PER_CAPTURE: usize = 4;
 
-/// Ring for denials, bytes. 256 KiB holds over 700 records; a consumer that is woken for each keeps up
-/// with far more than that many a millisecond apart.
-pub const DENIALS_RING_BYTES: u32 = 256 * 1024;
-
-/// Ring for allowed uses, bytes.
-pub const USES_RING_BYTES: u32 = 256 * 1024;
-
-/// Ring for notices that steer the daemon (a cgroup appeared, a watched file appeared), bytes.
-pub const NOTICES_RING_BYTES: u32 = 256 * 1024;
+/// Each of the rings, for denials, for allowed uses, and for notices that steer the daemon, bytes. 256 KiB holds over
+/// 700 records; a consumer that is woken for each keeps up with far more than that many a millisecond apart.
+pub const RING_BYTES: u32 = 256 * 1024;
 
 /// Abstract unix sockets that hand out secrets, for two bundles during a swap.
 pub const SOCKET_NAMES: u32 = 1_024;
@@ -80,8 +74,8 @@ pub const ENVIRONMENT_PIECES: u64 = 512;
 pub const COPY_UPS: u32 = 4_096;
 
 /// Denials of one process that are told in a second; the rest is counted as lost. The daemon writes more than that, and
-/// a ring of denials takes a second's worth of four processes.
-pub const DENIALS_PER_SECOND: u64 = 256;
+/// a ring of denials takes a second's worth of forty processes.
+pub const DENIALS_PER_SECOND: u64 = 16;
 
 /// Processes whose denials are counted.
 pub const SHARES: u32 = 4_096;

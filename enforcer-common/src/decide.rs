@@ -220,7 +220,7 @@ pub fn reach<T: Tables>(
         denied = denied.or(Rank(found.0 | permitted));
     }
     key.slot = HELD_PER_HOLDER;
-    if tables.held(&key).is_some() {
+    if tables.held(&key).is_some() || tables.unaccounted(task) {
         // More was read than can be tracked.
         seen = u64::MAX;
         denied =
@@ -276,7 +276,7 @@ fn find_holder<T: Tables>(tables: &T, task: &Task, key: &mut HolderKey) -> bool 
         return true;
     }
     key.holder = Holder::process(task.tgid, task.start);
-    tables.held(key).is_some()
+    tables.held(key).is_some() || tables.unaccounted(task)
 }
 
 #[inline(always)]

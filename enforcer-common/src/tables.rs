@@ -8,6 +8,7 @@
 use crate::address::Address;
 use crate::branchless::{all_ones, reload};
 use crate::capacity::{GRANTS_PER_PAIR, KEYS_PER_CAPTURE, NODES_PER_WATCH};
+use crate::facts::Task;
 use crate::ids::{
     BootNs, CgroupId, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, InodeKey,
     PortSetId, ScopeId, SubjectId, Tgid, WatchNode,
@@ -347,7 +348,9 @@ pub struct Cgroup {
     /// What it means to the bundle.
     pub identity: Versioned<IdentityId>,
     /// 1 if it and all above it are slices: a unit directly below is a system unit.
-    pub slices_only: u32,
+    pub slices_only: u16,
+    /// 1 if it is an instance into which more was brought than there was room for.
+    pub unaccounted: u16,
 }
 
 /// Longest cgroup path or unit name that can be selected by, in bytes, with its ending NUL.
@@ -540,6 +543,11 @@ pub trait Tables {
     }
     /// The credential in one slot of a holder.
     fn held(&self, key: &HolderKey) -> Option<CredentialId>;
+    /// Whether the task may hold something that could not be recorded, for want of room.
+    #[inline(always)]
+    fn unaccounted(&self, _task: &Task) -> bool {
+        false
+    }
 }
 
 /// Fails to compile if a type that crosses the kernel boundary does not have the expected size, or has

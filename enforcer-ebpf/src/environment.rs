@@ -15,6 +15,7 @@ use enforcer_common::{
 use crate::{
     emit::Object,
     gate,
+    holders::{self, added},
     kernel::read,
     maps::{HOLDERS, VARIABLES},
     offset,
@@ -96,7 +97,10 @@ pub extern "C" fn start_with(credential: u64) -> u64 {
 #[inline(never)]
 fn hold(credential: CredentialId) -> u32 {
     let task = task::current_holder();
-    gate::hold(&task, credential)
+    if gate::hold(&task, credential) == added::NOT {
+        holders::unaccounted(task.instance);
+    }
+    0
 }
 
 /// The current task may hold more than can be known.
@@ -107,6 +111,9 @@ fn overflow() -> u32 {
     mark(process);
     if task.instance.0 != 0 {
         mark(Holder::instance(task.instance));
+    }
+    if !holders::holds(process) {
+        holders::unaccounted(task.instance);
     }
     0
 }

@@ -5,7 +5,7 @@ use enforcer_common::{
     decide,
     event::{Gate, taken},
     facts::Task,
-    ids::{CredentialId, EntitlementId},
+    ids::CredentialId,
     tables::{CredentialKey, EndpointKey, Tables, Versioned},
     verdict::{Reason, Verdict},
 };
@@ -13,7 +13,7 @@ use enforcer_common::{
 use crate::{
     emit::{self, Object},
     holders::{self, added},
-    maps::{ENDPOINTS, UNACCOUNTED},
+    maps::ENDPOINTS,
     respond,
     socket::Handle,
     tables::{KernelTables, settled},
@@ -81,7 +81,7 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named
     let mut task = Task::NOBODY;
     task::current(&mut task);
     let now = emit::now();
-    let verdict = decide_reach(now, &task, destination);
+    let verdict = decide::reach(&KernelTables, now, &task, destination);
     if !verdict.governed() {
         return false;
     }
@@ -154,7 +154,7 @@ pub fn answers(socket: Handle) -> bool {
 #[inline(never)]
 pub fn reach_as(task: &Task, destination: &Destination, gate: Gate) -> bool {
     let now = emit::now();
-    let verdict = decide_reach(now, task, destination);
+    let verdict = decide::reach(&KernelTables, now, task, destination);
     if !verdict.refuses() {
         return false;
     }
@@ -168,33 +168,6 @@ pub fn reach_as(task: &Task, destination: &Destination, gate: Gate) -> bool {
         false,
     );
     true
-}
-
-/// [`decide::reach`], and denial for a process that should have been recorded as a holder and was not.
-#[inline(always)]
-pub fn decide_reach(
-    now: enforcer_common::ids::BootNs,
-    task: &Task,
-    destination: &Destination,
-) -> Verdict {
-    let verdict = decide::reach(&KernelTables, now, task, destination);
-    if verdict.governed()
-        || task.instance.0 != 0
-        || UNACCOUNTED.get(0).copied().unwrap_or_default() == 0
-    {
-        return verdict;
-    }
-    match KernelTables.bundle() {
-        Some(bundle) => Verdict::new(
-            Reason::TooManyHeld as u64,
-            false,
-            u64::from(bundle.mode),
-            u64::from(bundle.action),
-            CredentialId(0),
-            EntitlementId(0),
-        ),
-        None => verdict,
-    }
 }
 
 /// The credential that the destination hands out, if it does.

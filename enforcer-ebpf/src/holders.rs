@@ -6,10 +6,13 @@ use enforcer_common::{
     capacity::HELD_PER_HOLDER,
     facts::Task,
     ids::{CgroupId, CredentialId},
-    tables::{Credential, Holder, HolderKey},
+    tables::{Cgroup, Credential, Holder, HolderKey},
 };
 
-use crate::maps::{HOLDERS, UNACCOUNTED};
+use crate::{
+    maps::{CGROUPS, HOLDERS, UNACCOUNTED},
+    tables::settled,
+};
 
 /// What became of a holding; a number, because an enum costs the verifier a path for each value.
 pub mod added {
@@ -102,12 +105,16 @@ pub fn holds(holder: Holder) -> bool {
     HOLDERS.get_ptr(&HolderKey { holder, slot: 0 }).is_some()
 }
 
-/// Remembers that a process outside any instance could not be recorded as a holder.
+/// Remembers that something held could not be recorded for an instance, or if it is none, for a process in none.
 #[inline(always)]
 pub fn unaccounted(instance: CgroupId) {
-    if instance.0 == 0
-        && let Some(flag) = UNACCOUNTED.get_ptr_mut(0)
-    {
+    let is_instance = instance.0 != 0;
+    let mut cgroup = Cgroup::default();
+    if is_instance && settled(&CGROUPS, &instance, &mut cgroup) {
+        cgroup.unaccounted = 1;
+        let _ = CGROUPS.insert(&instance, &cgroup, 0);
+    }
+    if let Some(flag) = UNACCOUNTED.get_ptr_mut(u32::from(is_instance)) {
         // SAFETY: a pointer into an array map; every writer writes the same value.
         unsafe { *flag = 1 };
     }

@@ -27,8 +27,12 @@ pub fn forked(parent: u64, child: u64) {
         return;
     }
     if !holders::inherit(from, to) {
-        // The child shares the parent's cgroup, and that of the task that runs.
-        holders::unaccounted(task::current_holder().instance);
+        // The child shares the parent's cgroup, and that of the task that runs. What an instance holds, it holds
+        // already.
+        let instance = task::current_holder().instance;
+        if instance.0 == 0 {
+            holders::unaccounted(instance);
+        }
         emit::notice(
             NoticeKind::TableFull,
             CgroupId(0),
@@ -69,6 +73,7 @@ pub fn attached(destination: u64, thread: u64) {
         return;
     }
     if cgroup.instance.0 != 0 && !holders::inherit(holder, Holder::instance(cgroup.instance)) {
+        holders::unaccounted(cgroup.instance);
         emit::notice(
             NoticeKind::TableFull,
             cgroup.instance,

@@ -216,10 +216,10 @@ pub static SOCKETS: SkStorage<SocketRecord> = SkStorage::new();
 pub static SOCKET_RECORDS: HashMap<u64, SocketRecord> =
     HashMap::with_max_entries(capacity::SOCKET_RECORDS, BPF_F_NO_PREALLOC);
 
-/// 1 once a holding could not be recorded for a process in no instance: from then on every such process
-/// is judged as if it held too much.
+/// 1 once a holding could not be recorded: the first for a process in no instance, from then on every such process
+/// is judged as if it held too much; the second for an instance, whose entry in the cgroups table then says so.
 #[map]
-pub static UNACCOUNTED: Array<u32> = Array::with_max_entries(1, 0);
+pub static UNACCOUNTED: Array<u32> = Array::with_max_entries(2, 0);
 
 /// Records that did not fit, by [`enforcer_common::event::Ring`].
 #[map]
@@ -232,12 +232,12 @@ pub static SHARES: LruHashMap<Tgid, Share> = LruHashMap::with_max_entries(capaci
 
 /// Denials.
 #[map]
-pub static DENIALS: RingBuf = RingBuf::with_byte_size(capacity::DENIALS_RING_BYTES, 0);
+pub static DENIALS: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);
 
 /// Allowed uses, and what monitor mode would have denied.
 #[map]
-pub static USES: RingBuf = RingBuf::with_byte_size(capacity::USES_RING_BYTES, 0);
+pub static USES: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);
 
 /// Notices to the daemon.
 #[map]
-pub static NOTICES: RingBuf = RingBuf::with_byte_size(capacity::NOTICES_RING_BYTES, 0);
+pub static NOTICES: RingBuf = RingBuf::with_byte_size(capacity::RING_BYTES, 0);

@@ -14,6 +14,7 @@ use aya_ebpf::{
 use enforcer_common::{
     address::{Address, Destination, Protocol},
     branchless::reload,
+    decide,
     event::{Gate, taken},
     facts::Task,
     ids::CgroupId,
@@ -23,7 +24,6 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    gate,
     socket::{self, Handle},
     tables::{KernelTables, blur},
     task,
@@ -122,13 +122,13 @@ const HOLDS: u64 = 1 << 63;
 fn holder_by_cgroup(skb: *mut __sk_buff) -> u64 {
     let mut task = Task::NOBODY;
     fill_by_cgroup(skb, &mut task);
-    task.instance.0 | u64::from(enforcer_common::decide::holds(&KernelTables, &task)) << 63
+    task.instance.0 | u64::from(decide::holds(&KernelTables, &task)) << 63
 }
 
-/// [`enforcer_common::decide::holds`] in a frame of its own.
+/// [`decide::holds`] in a frame of its own.
 #[inline(never)]
 fn holds(task: &Task) -> bool {
-    enforcer_common::decide::holds(&KernelTables, task)
+    decide::holds(&KernelTables, task)
 }
 
 /// Whoever is in the cgroup that the socket was made in.
@@ -185,7 +185,7 @@ pub extern "C" fn judge(skb: *mut __sk_buff, how: u64) -> u64 {
     blur(&mut task, bundle);
     blur(&mut to, bundle);
     let now = emit::now();
-    let mut verdict = gate::decide_reach(now, &task, &to);
+    let mut verdict = decide::reach(&KernelTables, now, &task, &to);
     if headers == headers::ALTERED && verdict.governed() && verdict.reason() == 0 {
         verdict = verdict.because(Reason::AlteredPacket);
     }

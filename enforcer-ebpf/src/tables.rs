@@ -5,15 +5,16 @@ use enforcer_common::{
     address::Address,
     branchless::reload,
     decide,
-    ids::{BootNs, CredentialId, PortSetId, ScopeId},
+    facts::Task,
+    ids::{BootNs, CgroupId, CredentialId, PortSetId, ScopeId},
     tables::{
-        Bundle, Credential, CredentialKey, GrantKey, Grants, HolderKey, PortKey, ScopeKey, Subject,
-        SubjectKey, Tables,
+        Bundle, Cgroup, Credential, CredentialKey, GrantKey, Grants, HolderKey, PortKey, ScopeKey,
+        Subject, SubjectKey, Tables,
     },
 };
 
 use crate::{
-    maps::{BUNDLES, CREDENTIALS, GRANTS, HOLDERS, PORTS, SCOPES, SUBJECTS},
+    maps::{BUNDLES, CGROUPS, CREDENTIALS, GRANTS, HOLDERS, PORTS, SCOPES, SUBJECTS, UNACCOUNTED},
     task::generation,
 };
 
@@ -119,6 +120,23 @@ impl Tables for KernelTables {
         // SAFETY: copied at once.
         unsafe { HOLDERS.get(key) }.copied()
     }
+
+    #[inline(always)]
+    fn unaccounted(&self, task: &Task) -> bool {
+        unaccounted(task.instance)
+    }
+}
+
+/// Whether a holding could not be recorded for the instance, or if it is none, for a process in none. In a frame of
+/// its own.
+#[inline(never)]
+fn unaccounted(instance: CgroupId) -> bool {
+    let is_instance = instance.0 != 0;
+    if UNACCOUNTED.get(u32::from(is_instance)).copied() != Some(1) {
+        return false;
+    }
+    let mut cgroup = Cgroup::default();
+    !is_instance || settled(&CGROUPS, &instance, &mut cgroup) && cgroup.unaccounted != 0
 }
 
 /// Looks up a key that has its prefix length within, which aya's own type does not.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand, ValueEnum};
 use enforcer::bundle::{self, LoadError};
 use enforcer::control::{self, Ask, Request};
-use enforcer::kernel::probe;
 use enforcer::kernel::tier::Tier;
+use enforcer::kernel::{load, probe};
+use enforcer_common::capacity;
 use serde_json::Value;
 
 use crate::run::{Settings, run};
@@ -24,6 +25,18 @@ const WANTING: u8 = 3;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// How much the kernel keeps for the daemon.
+#[derive(clap::Args)]
+struct KernelSizes {
+    /// Entries of the table of holders: one for each credential of each process, unit, session and container
+    /// that holds it; what finds no room is refused
+    #[arg(long, value_name = "ENTRIES", default_value_t = capacity::HOLDERS, value_parser = clap::value_parser!(u32).range(1..))]
+    holders: u32,
+    /// Bytes of each of the two rings, for denials and for uses: a power of two, 4096 or more
+    #[arg(long, value_name = "BYTES", default_value_t = capacity::RING_BYTES, value_parser = ring_bytes)]
+    ring_bytes: u32,
 }
 
 #[derive(Subcommand)]
@@ -48,6 +61,8 @@ enum Command {
         #[arg(long, env = "ENFORCER_TIER", value_enum, default_value_t)]
         tier: WantedTier,
         #[command(flatten)]
+        kernel: KernelSizes,
+        #[command(flatten)]
         socket: Socket,
     },
     /// Checks a bundle: exit code 0 if it is good, 3 with a line for each mistake if not
@@ -65,6 +80,9 @@ enum Command {
         /// Wait this long for a bundle in force and refused canaries: 500ms, 20s, 1m
         #[arg(long, value_name = "DURATION", value_parser = duration)]
         wait: Option<Duration>,
+        /// Only say how many entries each table of the kernel has
+        #[arg(long, conflicts_with = "wait")]
+        tables: bool,
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
         #[command(flatten)]
@@ -158,10 +176,15 @@ impl Cli {
                 require_bundle,
                 event_log,
                 tier,
+                kernel,
                 socket,
             } => start(Settings {
                 require_bundle,
-                tier: tier.into(),
+                kernel: load::Options {
+                    tier: tier.into(),
+                    holders: kernel.holders,
+                    ring_bytes: kernel.ring_bytes,
+                },
                 bundle: std::path::absolute(&bundle).unwrap_or(bundle),
                 event_log,
                 socket: socket.socket,
@@ -169,9 +192,16 @@ impl Cli {
             Command::Check { bundle } => check(&bundle),
             Command::Probe { output } => show_probe(output),
             Command::Status {
+                tables: true,
+                output,
+                socket,
+                ..
+            } => tables(&socket.socket, output),
+            Command::Status {
                 wait,
                 output,
                 socket,
+                ..
             } => status(&socket.socket, wait, output),
             Command::Explain {
                 pid,
@@ -307,14 +337,30 @@ fn enforces(status: &Value) -> bool {
     state.starts_with("enforcing/") || state == "monitoring"
 }
 
-fn explain(socket: &std::path::Path, ask: Ask, output: Output) -> ExitCode {
-    let answer = match control::ask(socket, &Request::Explain(ask)) {
-        Ok(answer) => answer,
-        Err(error) => return failed(&error.to_string()),
-    };
-    if let Some(error) = answer["error"].as_str() {
-        return failed(error);
+fn tables(socket: &std::path::Path, output: Output) -> ExitCode {
+    match answer(socket, &Request::Tables) {
+        Ok(answer) => {
+            show(&answer, output);
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error),
     }
+}
+
+/// What the daemon answers, if it does not say that it cannot.
+fn answer(socket: &std::path::Path, request: &Request) -> Result<Value, String> {
+    let answer = control::ask(socket, request).map_err(|error| error.to_string())?;
+    match answer["error"].as_str() {
+        Some(error) => Err(error.to_owned()),
+        None => Ok(answer),
+    }
+}
+
+fn explain(socket: &std::path::Path, ask: Ask, output: Output) -> ExitCode {
+    let answer = match answer(socket, &Request::Explain(ask)) {
+        Ok(answer) => answer,
+        Err(error) => return failed(&error),
+    };
     show(&answer, output);
     if answer["verdict"] == "allow" {
         ExitCode::SUCCESS
@@ -359,6 +405,16 @@ fn uid(user: &str) -> Result<u32, String> {
             "no user `{user}` in /etc/passwd; give the id instead"
         )),
     }
+}
+
+fn ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a number of bytes"))?;
+    if bytes < 4096 || !bytes.is_power_of_two() {
+        return Err("the kernel takes powers of two from 4096 on".to_owned());
+    }
+    Ok(bytes)
 }
 
 /// A number with a unit: ms, s or m.

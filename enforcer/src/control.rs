@@ -29,6 +29,8 @@ pub const SOCKET: &str = "/run/enforcer/enforcer.sock";
 pub enum Request {
     /// How things are.
     Status,
+    /// How many entries each table of the kernel has.
+    Tables,
     /// Would this be allowed?
     Explain(Ask),
 }

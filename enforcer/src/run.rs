@@ -10,7 +10,6 @@ use enforcer::control::{Request, question};
 use enforcer::engine::Engine;
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
-use enforcer::kernel::tier::Tier;
 use enforcer::record::Log;
 use notify::{RecursiveMode, Watcher as _};
 use serde_json::{Value, json};
@@ -36,8 +35,8 @@ pub struct Settings {
     pub require_bundle: bool,
     /// A file for the events, besides standard output.
     pub event_log: Option<PathBuf>,
-    /// The tier to use; the strongest to be had if not given.
-    pub tier: Option<Tier>,
+    /// The tier, and the sizes of tables.
+    pub kernel: Options,
     /// The control socket; the canaries' files lie beside it.
     pub socket: PathBuf,
 }
@@ -55,11 +54,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
     let log = Log::new(settings.event_log.as_deref())
         .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
-    let options = Options {
-        tier: settings.tier,
-        ..Options::default()
-    };
-    let mut engine = Engine::new(&options, settings.bundle, directory, log)?;
+    let mut engine = Engine::new(&settings.kernel, settings.bundle, directory, log)?;
 
     let (records, mut recorded) = rings::channels();
     rings::start(engine.ebpf(), &records)?;
@@ -229,6 +224,7 @@ impl Watched {
 fn respond(engine: &mut Engine, request: &Request) -> Value {
     match request {
         Request::Status => engine.status(),
+        Request::Tables => engine.tables(),
         Request::Explain(ask) => {
             let identity = ask
                 .cgroup

@@ -2,11 +2,36 @@
 
 use std::{
     fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// A later one must have a higher version.
 static VERSION: AtomicU64 = AtomicU64::new(1);
+
+/// Whether every bundle also has the entitlement of [`STEADY`].
+static STEADY_IN_ALL: AtomicBool = AtomicBool::new(false);
+
+/// A workload that is entitled whatever else a bundle says: `/opt/t/steady` to `/srv/t/steady-key` and to one
+/// destination.
+const STEADY: [(&str, &str); 3] = [
+    (
+        "credentials",
+        "id: steady-key, sources: [{file: /srv/t/steady-key}]",
+    ),
+    (
+        "workloads",
+        "id: steady, match: {executable: {path: /opt/t/steady}}",
+    ),
+    (
+        "entitlements",
+        "id: E-steady, workload: steady, credential: steady-key, destinations: [{cidr: 10.20.0.2, ports: [9000]}]",
+    ),
+];
+
+/// From now on every bundle has the entitlement of `/opt/t/steady`.
+pub fn with_steady() {
+    STEADY_IN_ALL.store(true, Ordering::Relaxed);
+}
 
 /// The first lines, with a version that no bundle had before.
 pub fn head() -> (u64, String) {
@@ -64,15 +89,19 @@ impl Parts {
     /// The text after the head.
     pub fn text(&self) -> String {
         let mut text = self.front.clone();
-        for (name, items) in [
-            ("credentials", &self.credentials),
-            ("workloads", &self.workloads),
-            ("entitlements", &self.entitlements),
-        ] {
+        let steady = STEADY_IN_ALL.load(Ordering::Relaxed);
+        for ((name, fields), mut items) in STEADY.into_iter().zip([
+            self.credentials.clone(),
+            self.workloads.clone(),
+            self.entitlements.clone(),
+        ]) {
+            if steady {
+                item(&mut items, fields);
+            }
             if !items.is_empty() {
                 text.push_str(name);
                 text.push_str(":\n");
-                text.push_str(items);
+                text.push_str(&items);
             }
         }
         text

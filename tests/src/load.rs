@@ -51,7 +51,7 @@ pub fn run(size: usize, operations: usize) -> Result<()> {
     let (maps, before) = bpf::map_bytes()?;
     println!("before: {maps} maps, {:.1} MiB", mib(before));
     let start = Instant::now();
-    let daemon = Daemon::start(&bundle)?;
+    let daemon = Daemon::start(&bundle, &[])?;
     println!(
         "{size} credentials and {size} entitlements in force after {:.1} s",
         start.elapsed().as_secs_f64()

@@ -4,7 +4,7 @@
 //! in a guest sets the clock.
 //! One program plays every part: the runner, the peer outside, and, under other names, the actors.
 
-use std::{env, path::Path, process::ExitCode};
+use std::{env, path::Path, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -49,6 +49,15 @@ enum Command {
         /// In namespaces and a cgroup of its own, as always where this is no test guest
         #[arg(long)]
         isolated: bool,
+    },
+    /// Try them over and over beside an entitled workload: nothing grows, and the workload never fails
+    Soak {
+        /// For so long
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+        /// Only those with this in their id and name
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        filter: String,
     },
     /// Print docs/coverage.md
     Coverage,
@@ -102,6 +111,12 @@ fn main() -> ExitCode {
                 harness::daemon::use_tier(tier);
             }
             return apart(isolated, |shared| attacks::run(&filter, shared));
+        }
+        Command::Soak { minutes, filter } => {
+            let how_long = Duration::from_secs(60 * minutes);
+            return apart(false, |shared| {
+                attacks::soak::run(&filter, how_long, shared)
+            });
         }
         Command::Coverage => {
             print!("{}", attacks::coverage::table());

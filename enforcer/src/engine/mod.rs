@@ -4,7 +4,6 @@ mod status;
 mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -89,6 +88,15 @@ struct InForce {
     executables: BTreeMap<ExecutableKey, PathBuf>,
 }
 
+/// For whom something held could not be recorded, for want of room: they are judged as if they held too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+struct Unaccounted {
+    /// Every process in no instance, until the daemon is started anew.
+    processes: bool,
+    /// Some instances, until they end.
+    instances: bool,
+}
+
 /// Everything the daemon knows.
 pub struct Engine {
     loaded: Loaded,
@@ -109,6 +117,10 @@ pub struct Engine {
     proven: Result<(), String>,
     lost: [u64; 3],
     passed_over: PassedOver,
+    /// Records for which a table had no room, since this was last told.
+    table_full: u64,
+    /// For whom something held could not be recorded.
+    unaccounted: Unaccounted,
     early_holders: usize,
     mounts: BTreeSet<Mount>,
     log: Log,
@@ -152,6 +164,8 @@ impl Engine {
             proven: Err("not tried yet".to_owned()),
             lost: [0; 3],
             passed_over: PassedOver::default(),
+            table_full: 0,
+            unaccounted: Unaccounted::default(),
             early_holders: 0,
             mounts: BTreeSet::new(),
             log,
@@ -457,22 +471,12 @@ impl Engine {
                 }
             }
         }
-        let hosts: BTreeMap<IpAddr, String> = self
-            .names
-            .hosts()
-            .into_iter()
-            .flat_map(|(name, addresses)| {
-                addresses
-                    .into_iter()
-                    .map(move |address| (address, name.clone()))
-            })
-            .collect();
         let context = Context {
             policy: &in_force.policy,
             version: in_force.bundle.metadata.version,
             path_of: &|key: &InodeKey| self.files.path_of(key).map(PathBuf::from),
             executables: &in_force.executables,
-            hosts: &hosts,
+            host_of: &|address| self.names.host_of(address),
             wall: &|boot| self.clock.wall(boot),
             tier: self.loaded.tier,
         };
@@ -489,10 +493,7 @@ impl Engine {
                 self.cgroup_created(notice.cgroup, &String::from_utf8_lossy(name))
             }
             Some(NoticeKind::TableFull) => {
-                self.log.write(
-                    "table-full",
-                    json!({"message": "a table of the kernel is full: what could not be recorded is refused"}),
-                );
+                self.table_full += 1;
                 Ok(())
             }
             Some(NoticeKind::CgroupRemoved) | None => Ok(()),
@@ -565,6 +566,7 @@ impl Engine {
     pub async fn tick(&mut self) {
         self.report_losses();
         self.report_passed_over();
+        self.report_full_tables();
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };
@@ -590,6 +592,40 @@ impl Engine {
                 self.log.write(
                     "lost",
                     json!({"ring": ring.name(), "count": new, "total": lost}),
+                );
+            }
+        }
+    }
+
+    fn report_full_tables(&mut self) {
+        let count = std::mem::take(&mut self.table_full);
+        if count > 0 {
+            self.log.write(
+                "table-full",
+                json!({
+                    "count": count,
+                    "message": "a table of the kernel is full: what could not be recorded is refused",
+                }),
+            );
+        }
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        let is_set = |maps: &mut Maps<'_>, index| maps.at::<u32>("UNACCOUNTED", index);
+        let now = is_set(&mut maps, 0).and_then(|processes| {
+            Ok(Unaccounted {
+                processes: processes != 0,
+                instances: is_set(&mut maps, 1)? != 0,
+            })
+        });
+        match now {
+            Ok(now) if now != self.unaccounted => {
+                self.unaccounted = now;
+                self.log.write("unaccounted", json!(now));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    "it cannot be told whether holders were recorded: {}",
+                    crate::chain(&error)
                 );
             }
         }

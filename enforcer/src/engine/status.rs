@@ -3,11 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::event::Ring;
+use enforcer_common::ids::{CgroupId, CredentialId, IdentityId, InodeKey, WatchNode};
+use enforcer_common::tables::{
+    Cgroup, CgroupName, CopyUp, Credential, CredentialKey, GrantKey, Grants, HolderKey,
+    SocketRecord, Subject, SubjectKey, Versioned, Watch,
+};
+use enforcer_common::watch::Node;
 use serde_json::{Value, json};
 
 use super::Engine;
 use crate::bundle::{Mode, Source};
 use crate::compile::Policy;
+use crate::kernel::maps::{self, Maps};
 use crate::kernel::tier::Tier;
 
 impl Engine {
@@ -41,6 +48,7 @@ impl Engine {
             "unprotectedSockets": self.files.open_sockets().collect::<Vec<_>>(),
             "earlyHolders": self.early_holders,
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
+            "unaccounted": self.unaccounted,
             "passedOver": self.passed_over.totals(),
             "notCovered": match &self.gate {
                 Some(gate) => gate.not_covered(),
@@ -49,6 +57,44 @@ impl Engine {
             "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
         })
+    }
+
+    /// How many entries each table of the kernel has; those that change with the node's life, and those that only
+    /// change with the bundle.
+    pub fn tables(&mut self) -> Value {
+        match self.count_tables() {
+            Ok(counts) => json!(counts),
+            Err(error) => json!({"error": crate::chain(&error)}),
+        }
+    }
+
+    fn count_tables(&mut self) -> Result<BTreeMap<&'static str, usize>, maps::Error> {
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        Ok(BTreeMap::from([
+            ("holders", maps.count::<HolderKey, CredentialId>("HOLDERS")?),
+            ("cgroups", maps.count::<CgroupId, Cgroup>("CGROUPS")?),
+            (
+                "files",
+                maps.count::<InodeKey, Versioned<CredentialId>>("FILES")?,
+            ),
+            ("watches", maps.count::<InodeKey, Watch>("WATCHES")?),
+            (
+                "socketRecords",
+                maps.count::<u64, SocketRecord>("SOCKET_RECORDS")?,
+            ),
+            ("copyUps", maps.count::<u64, CopyUp>("COPY_UPS")?),
+            (
+                "credentials",
+                maps.count::<CredentialKey, Credential>("CREDENTIALS")?,
+            ),
+            ("subjects", maps.count::<SubjectKey, Subject>("SUBJECTS")?),
+            ("grants", maps.count::<GrantKey, Grants>("GRANTS")?),
+            (
+                "cgroupNames",
+                maps.count::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES")?,
+            ),
+            ("watchNodes", maps.count::<WatchNode, Node>("NODES")?),
+        ]))
     }
 
     /// The credentials whose reads are not gated on this tier, or not all: requested, and not effective.

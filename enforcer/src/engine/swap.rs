@@ -181,7 +181,8 @@ impl Engine {
                     before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
                     after: new.identity_of(&cgroup.path),
                 },
-                slices_only: u32::from(cgroup.slices_only),
+                slices_only: u16::from(cgroup.slices_only),
+                unaccounted: known.map_or(0, |it| it.unaccounted),
             };
             if let Some(known) = known
                 && known.identity.at(current) == record.identity.before

@@ -212,10 +212,8 @@ pub struct Options {
     pub tier: Option<Tier>,
     /// Entries of the holders table.
     pub holders: u32,
-    /// Bytes of the ring for denials.
-    pub denials_ring_bytes: u32,
-    /// Bytes of the ring for allowed uses.
-    pub uses_ring_bytes: u32,
+    /// Bytes of the ring for denials, and of that for allowed uses.
+    pub ring_bytes: u32,
 }
 
 impl Default for Options {
@@ -223,8 +221,7 @@ impl Default for Options {
         Self {
             tier: None,
             holders: capacity::HOLDERS,
-            denials_ring_bytes: capacity::DENIALS_RING_BYTES,
-            uses_ring_bytes: capacity::USES_RING_BYTES,
+            ring_bytes: capacity::RING_BYTES,
         }
     }
 }
@@ -417,8 +414,8 @@ fn open(options: &Options, constants: &Constants) -> Result<Ebpf, Error> {
         .override_global("TIER", &tier, true)
         .override_global("RECORDS_BY_COOKIE", &constants.by_cookie, true)
         .map_max_entries("HOLDERS", options.holders)
-        .map_max_entries("DENIALS", options.denials_ring_bytes)
-        .map_max_entries("USES", options.uses_ring_bytes)
+        .map_max_entries("DENIALS", options.ring_bytes)
+        .map_max_entries("USES", options.ring_bytes)
         .load(OBJECT)
         .map_err(|error| Error::Object(Box::new(error)))
 }

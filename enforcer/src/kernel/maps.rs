@@ -128,6 +128,13 @@ impl Maps<'_> {
             .map_err(failed("read", table))
     }
 
+    /// How many entries a hash table has.
+    pub fn count<K: Pod, V: Pod>(&mut self, table: &'static str) -> Result<usize, Error> {
+        let map = self.hash::<K, V>(table)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>();
+        Ok(keys.map_err(failed("read", table))?.len())
+    }
+
     /// Writes one prefix of a longest-prefix table.
     pub fn put_prefix<const N: usize>(
         &mut self,
@@ -170,6 +177,13 @@ impl Maps<'_> {
         array
             .set(index, value, 0)
             .map_err(failed("write to", table))
+    }
+
+    /// One element of an array.
+    pub fn at<V: Pod>(&mut self, table: &'static str, index: u32) -> Result<V, Error> {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let array: Array<_, V> = map.try_into().map_err(failed("open", table))?;
+        array.get(&index, 0).map_err(failed("read", table))
     }
 
     /// Sums an element over all processors.

@@ -37,7 +37,7 @@ pub enum Change {
 }
 
 /// How many records wait for the engine in a channel; more stay in the kernel's rings.
-const WAITING: usize = 4096;
+const WAITING: usize = 256;
 
 /// Where everything that is read from the kernel goes. Changes wait apart from uses: a flood of uses must not
 /// delay the protection of a file that has just appeared.

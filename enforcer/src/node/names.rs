@@ -78,6 +78,13 @@ impl Names {
             .collect()
     }
 
+    /// The host name that an address was resolved from.
+    pub fn host_of(&self, address: IpAddr) -> Option<String> {
+        let mut known = self.known.iter();
+        let (name, _) = known.find(|(_, known)| known.addresses.contains(&address))?;
+        Some(name.clone())
+    }
+
     async fn resolve(&mut self, name: &str) -> Result<(Vec<IpAddr>, Duration), String> {
         let resolver = match &self.resolver {
             Some(resolver) => resolver,

@@ -1,9 +1,11 @@
 //! Events, as JSON lines.
 
+mod processes;
+
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -18,11 +20,14 @@ use serde_json::{Value, json};
 use crate::compile::Policy;
 use crate::kernel::tier::Tier;
 
+use processes::{Ancestor, Description, Processes};
+
 /// Where events go.
 pub struct Log {
     node: String,
     sequence: u64,
     file: Option<std::fs::File>,
+    processes: Processes,
 }
 
 /// The use a record tells of, in the terms of people.
@@ -78,12 +83,6 @@ struct Process {
     ancestors: Vec<Ancestor>,
 }
 
-#[derive(Debug, Serialize)]
-struct Ancestor {
-    pid: i32,
-    comm: String,
-}
-
 /// A kind of socket, by the kernel's numbers.
 #[derive(Debug, Serialize)]
 struct Socket {
@@ -114,8 +113,8 @@ pub struct Context<'a> {
     pub path_of: &'a dyn Fn(&InodeKey) -> Option<PathBuf>,
     /// Paths of the executables that the bundle selects by.
     pub executables: &'a BTreeMap<ExecutableKey, PathBuf>,
-    /// Host names by address.
-    pub hosts: &'a BTreeMap<std::net::IpAddr, String>,
+    /// The host name that an address was resolved from.
+    pub host_of: &'a dyn Fn(IpAddr) -> Option<String>,
     /// Wall-clock time of a boot-clock moment.
     pub wall: &'a dyn Fn(BootNs) -> Timestamp,
     /// By what means the kernel refuses.
@@ -142,13 +141,15 @@ impl Log {
             node,
             sequence: 0,
             file,
+            processes: Processes::default(),
         })
     }
 
     /// Writes one use.
     pub fn write_use(&mut self, record: &Use, context: &Context<'_>) {
         self.sequence += 1;
-        let event = self.event(record, context);
+        let description = self.processes.describe(record, context.executables);
+        let event = self.event(record, context, description);
         match serde_json::to_string(&event) {
             Ok(line) => self.line(&line),
             Err(error) => tracing::error!(%error, "an event cannot be written"),
@@ -183,7 +184,12 @@ impl Log {
         }
     }
 
-    fn event<'a>(&'a self, record: &Use, context: &Context<'a>) -> Event<'a> {
+    fn event<'a>(
+        &'a self,
+        record: &Use,
+        context: &Context<'a>,
+        description: Description,
+    ) -> Event<'a> {
         let credential = context.policy.credential_info.get(&record.credential);
         let entitlement = context.policy.entitlement_info.get(&record.entitlement);
         let approval = entitlement.and_then(|it| it.approval.as_ref());
@@ -222,7 +228,7 @@ impl Log {
             approver: approval.and_then(|it| it.approver.as_deref()),
             ticket: approval.and_then(|it| it.ticket.as_deref()),
             bundle: context.version,
-            process: process(record, context),
+            process: process(record, context, description),
             file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
             destination: destination(record, context),
             socket: record
@@ -245,50 +251,24 @@ fn name<T>(code: Option<T>, name: fn(T) -> &'static str) -> &'static str {
     code.map_or("unknown", name)
 }
 
-fn process(record: &Use, context: &Context<'_>) -> Process {
-    let pid = record.task.tgid.0;
-    let comm = text(&record.comm);
-    // The process may be gone, or its id another's: what the kernel saw is the fallback.
-    let known = context.executables.get(&record.task.executable);
-    let exe = match (std::fs::read_link(format!("/proc/{pid}/exe")), known) {
-        (_, Some(path)) => path.display().to_string(),
-        (Ok(path), None) => path.display().to_string(),
-        (Err(_), None) => text(&record.executable_name),
-    };
-    let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+fn process(record: &Use, context: &Context<'_>, description: Description) -> Process {
+    let Description {
+        exe,
+        args,
+        ancestors,
+    } = description;
     Process {
-        pid,
+        pid: record.task.tgid.0,
         tid: record.tid.0,
         parent: record.parent.0,
         uid: record.task.uid.0,
         exe,
-        comm,
-        args: args
-            .split(|byte| *byte == 0)
-            .filter(|argument| !argument.is_empty())
-            .map(|argument| String::from_utf8_lossy(argument).into_owned())
-            .collect(),
+        comm: text(&record.comm),
+        args,
         start: (context.wall)(record.task.start).to_string(),
         cgroup: record.task.cgroup.0,
-        ancestors: ancestors(record.parent.0 as i32),
+        ancestors,
     }
-}
-
-/// The parents of a process, nearest first, as far as they still exist.
-fn ancestors(first: i32) -> Vec<Ancestor> {
-    let mut found = Vec::new();
-    let mut pid = first;
-    while pid > 0 && found.len() < 16 {
-        let Ok(stat) = procfs::process::Process::new(pid).and_then(|it| it.stat()) else {
-            break;
-        };
-        found.push(Ancestor {
-            pid,
-            comm: stat.comm,
-        });
-        pid = stat.ppid;
-    }
-    found
 }
 
 fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
@@ -309,7 +289,7 @@ fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
         address: address.to_string(),
         port: to.port(),
         protocol,
-        host: context.hosts.get(&address).cloned(),
+        host: (context.host_of)(address),
         answers,
     })
 }

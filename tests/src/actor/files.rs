@@ -148,7 +148,9 @@ pub fn hammer(path: &str, pause_us: u64) -> nix::Result<Done> {
             }
             Err(_) => other += 1,
         }
-        thread::sleep(Duration::from_micros(pause_us));
+        if pause_us > 0 {
+            thread::sleep(Duration::from_micros(pause_us));
+        }
     }
     Ok(Done {
         read: bytes,

@@ -12,7 +12,7 @@ use nix::{
     errno::Errno,
     fcntl::{self, SpliceFFlags},
     sys::{memfd, sendfile},
-    unistd,
+    unistd::{self, Pid},
 };
 use serde_json::json;
 
@@ -58,6 +58,10 @@ pub fn perform(verb: &str, state: &mut State, words: &mut Words) -> Option<nix::
         "dial-storm" => words.address().and_then(|to| {
             let count = words.number()?;
             storm(to, count)
+        }),
+        "bomb" => words.address().and_then(|to| {
+            let depth = words.number()?;
+            bomb(to, depth)
         }),
         "churn" => words.next().and_then(|path| {
             let count = words.number()?;
@@ -182,6 +186,18 @@ fn storm(to: SocketAddr, count: u64) -> nix::Result<Done> {
     })
 }
 
+/// Two children that each have two, and so on; the last ones send. `EPERM` if all were refused.
+fn bomb(to: SocketAddr, depth: u64) -> nix::Result<Done> {
+    if depth == 0 {
+        return super::sockets::udp(to);
+    }
+    let statuses = at_once(2, || bomb(to, depth - 1).map(|_| ()))?;
+    if statuses.iter().all(|status| *status == 1) {
+        return Err(Errno::EPERM);
+    }
+    Ok(Done::default())
+}
+
 /// So many children, each of which reads. `EPERM` if all were refused.
 fn churn(path: &str, count: u64) -> nix::Result<Done> {
     let statuses = children(count, || files::read(path).map(|_| ()))?;
@@ -196,28 +212,40 @@ fn churn(path: &str, count: u64) -> nix::Result<Done> {
 /// Makes children one after the other, and says how each did: 0 well, 1 refused, 2 otherwise.
 fn children(count: u64, act: impl Fn() -> nix::Result<()>) -> nix::Result<Vec<i32>> {
     (0..count)
-        .map(|number| {
-            // SAFETY: an actor has no other threads, so its child may do anything.
-            match unsafe { unistd::fork()? } {
-                unistd::ForkResult::Child => {
-                    if number == 0 {
-                        // So that one number is known.
-                        super::report("child", Ok(Done::default()));
-                    }
-                    let status = match act() {
-                        Ok(()) => 0,
-                        Err(Errno::EPERM) => 1,
-                        Err(_) => 2,
-                    };
-                    // SAFETY: ends the process at once.
-                    unsafe { libc::_exit(status) }
-                }
-                unistd::ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None)?
-                {
-                    nix::sys::wait::WaitStatus::Exited(_, status) => Ok(status),
-                    _ => Ok(2),
-                },
-            }
-        })
+        .map(|number| ended(child(number == 0, &act)?))
         .collect()
+}
+
+/// Makes them all at once.
+fn at_once(count: u64, act: impl Fn() -> nix::Result<()>) -> nix::Result<Vec<i32>> {
+    let children: nix::Result<Vec<_>> = (0..count).map(|_| child(false, &act)).collect();
+    children?.into_iter().map(ended).collect()
+}
+
+/// A child; one that is named says its number.
+fn child(named: bool, act: &impl Fn() -> nix::Result<()>) -> nix::Result<Pid> {
+    // SAFETY: an actor has no other threads, so its child may do anything.
+    match unsafe { unistd::fork()? } {
+        unistd::ForkResult::Child => {
+            if named {
+                super::report("child", Ok(Done::default()));
+            }
+            let status = match act() {
+                Ok(()) => 0,
+                Err(Errno::EPERM) => 1,
+                Err(_) => 2,
+            };
+            // SAFETY: ends the process at once.
+            unsafe { libc::_exit(status) }
+        }
+        unistd::ForkResult::Parent { child } => Ok(child),
+    }
+}
+
+/// How a child did.
+fn ended(child: Pid) -> nix::Result<i32> {
+    Ok(match nix::sys::wait::waitpid(child, None)? {
+        nix::sys::wait::WaitStatus::Exited(_, status) => status,
+        _ => 2,
+    })
 }

@@ -22,6 +22,7 @@ mod packets;
 mod places;
 mod processes;
 mod sockets;
+mod steady;
 mod sys;
 mod uring;
 
@@ -172,6 +173,7 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
         "send" => sockets::send(state),
         "write" => sockets::write(state),
         "splice" => sockets::splice(state),
+        "steady" => steady::work(words),
         "join" => places::join(&words.next()?),
         "user" => places::user(words.number()?),
         "private-mounts" => places::private_mounts(),

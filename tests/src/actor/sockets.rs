@@ -36,7 +36,7 @@ pub fn open(to: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn connected(to: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
+pub fn connected(to: SocketAddr, kind: SockType) -> nix::Result<OwnedFd> {
     let fd = open(to, kind)?;
     socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
     Ok(fd)

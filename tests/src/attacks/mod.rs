@@ -12,6 +12,7 @@ use crate::{
 
 pub mod coverage;
 pub mod expected;
+pub mod soak;
 mod stage;
 
 mod daemon;
@@ -92,35 +93,107 @@ struct Tally {
     not_run: u32,
 }
 
-/// Runs all attacks with `filter` in `ID name`. The result is whether all came to what is expected.
-pub fn run(filter: &str, shared: bool) -> Result<bool> {
-    let mut scene = Scene::set_up(false)?;
-    stage::make_files()?;
-    fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
-        .context("cannot allow ping sockets")?;
-    scene.on(&stage::standard_bundle()?)?;
-    let status = harness::daemon::status()?;
-    let tier = Tier::parse(status["tier"].as_str().unwrap_or_default())?;
-    let uname = nix::sys::utsname::uname()?;
-    let kernel = expected::kernel(&uname.release().to_string_lossy())?;
-    println!("tier {tier}, kernel {}.{}", kernel.0, kernel.1);
+/// What the rows are tried on.
+struct Suite {
+    scene: Scene,
+    tier: Tier,
+    kernel: Kernel,
+    /// Whether there are others on this machine.
+    shared: bool,
+    tally: Tally,
+}
 
-    let mut tally = Tally::default();
-    for attack in ALL.iter().copied().flatten() {
-        if format!("{} {}", attack.id, attack.name).contains(filter) {
-            one(attack, &mut scene, (tier, kernel, shared), &mut tally);
+impl Suite {
+    /// The daemon, and everything the rows need.
+    fn set_up(shared: bool) -> Result<Self> {
+        let mut scene = Scene::set_up(false)?;
+        stage::make_files()?;
+        fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+            .context("cannot allow ping sockets")?;
+        scene.on(&stage::standard_bundle()?)?;
+        let status = harness::daemon::status()?;
+        let tier = Tier::parse(status["tier"].as_str().unwrap_or_default())?;
+        let uname = nix::sys::utsname::uname()?;
+        let kernel = expected::kernel(&uname.release().to_string_lossy())?;
+        println!("tier {tier}, kernel {}.{}", kernel.0, kernel.1);
+        Ok(Self {
+            scene,
+            tier,
+            kernel,
+            shared,
+            tally: Tally::default(),
+        })
+    }
+
+    /// Tries one row, and says and counts how it came out.
+    fn try_one(&mut self, attack: &Attack) {
+        let Attack { id, name, .. } = attack;
+        let seen = attack.expected.here(self.tier, self.kernel);
+        if let Seen::NotRun(why) = seen {
+            self.tally.not_run += 1;
+            println!("not run {id} {name}: {why}");
+            return;
+        }
+        let start = Instant::now();
+        let before = passed_over();
+        let mut stage = Stage {
+            scene: &mut self.scene,
+            seen,
+            shared: self.shared,
+            refusals: &[libc::EPERM],
+            reasons: "",
+        };
+        let result = (attack.run)(&mut stage).or_else(|error| match seen {
+            Seen::CaughtOrTold(_) => told(before?, error),
+            _ => Err(error),
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                self.tally.passed += 1;
+                println!("ok {id} {name}: {seen} ({seconds:.1} s)");
+            }
+            Err(error) => match error.downcast_ref::<Skipped>() {
+                Some(why) => {
+                    self.tally.skipped += 1;
+                    println!("skipped {id} {name}: {why} ({seconds:.1} s)");
+                }
+                None => {
+                    self.tally.failed += 1;
+                    println!("FAILED {id} {name}: {error:#} ({seconds:.1} s)");
+                }
+            },
         }
     }
-    scene.off().context("the daemon did not end well")?;
-    println!("{} as listed cannot be run here", tally.not_run);
-    let Tally {
-        passed,
-        failed,
-        skipped,
-        ..
-    } = tally;
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
-    Ok(failed == 0)
+
+    /// Ends the daemon and sums up. The result is whether all came to what is expected.
+    fn end(mut self) -> Result<bool> {
+        self.scene.off().context("the daemon did not end well")?;
+        let Tally {
+            passed,
+            failed,
+            skipped,
+            not_run,
+        } = self.tally;
+        println!("{not_run} as listed cannot be run here");
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        Ok(failed == 0)
+    }
+}
+
+/// All rows with `filter` in `ID name`.
+fn rows(filter: &str) -> impl Iterator<Item = &'static Attack> {
+    let all = ALL.iter().copied().flatten();
+    all.filter(move |attack| format!("{} {}", attack.id, attack.name).contains(filter))
+}
+
+/// Runs all attacks with `filter` in `ID name`. The result is whether all came to what is expected.
+pub fn run(filter: &str, shared: bool) -> Result<bool> {
+    let mut suite = Suite::set_up(shared)?;
+    for attack in rows(filter) {
+        suite.try_one(attack);
+    }
+    suite.end()
 }
 
 /// How many calls the daemon says that programs were passed over for.
@@ -147,49 +220,4 @@ fn told(before: u64, error: anyhow::Error) -> Result<()> {
     };
     println!("  {more} calls were passed over, and told: {error:#}");
     Ok(())
-}
-
-fn one(
-    attack: &Attack,
-    scene: &mut Scene,
-    (tier, kernel, shared): (Tier, Kernel, bool),
-    tally: &mut Tally,
-) {
-    let Attack { id, name, .. } = attack;
-    let seen = attack.expected.here(tier, kernel);
-    if let Seen::NotRun(why) = seen {
-        tally.not_run += 1;
-        println!("not run {id} {name}: {why}");
-        return;
-    }
-    let start = Instant::now();
-    let mut stage = Stage {
-        scene,
-        seen,
-        shared,
-        refusals: &[libc::EPERM],
-        reasons: "",
-    };
-    let before = passed_over();
-    let result = (attack.run)(&mut stage).or_else(|error| match seen {
-        Seen::CaughtOrTold(_) => told(before?, error),
-        _ => Err(error),
-    });
-    let seconds = start.elapsed().as_secs_f64();
-    match result {
-        Ok(()) => {
-            tally.passed += 1;
-            println!("ok {id} {name}: {seen} ({seconds:.1} s)");
-        }
-        Err(error) => match error.downcast_ref::<Skipped>() {
-            Some(why) => {
-                tally.skipped += 1;
-                println!("skipped {id} {name}: {why} ({seconds:.1} s)");
-            }
-            None => {
-                tally.failed += 1;
-                println!("FAILED {id} {name}: {error:#} ({seconds:.1} s)");
-            }
-        },
-    }
 }

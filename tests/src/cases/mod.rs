@@ -18,6 +18,7 @@ mod holders;
 mod kill;
 mod malformed;
 mod network;
+mod overload;
 mod paths;
 mod selectors;
 pub mod standard;
@@ -51,6 +52,7 @@ const ALL: &[&[Case]] = &[
     clock::CASES,
     malformed::CASES,
     swap::CASES,
+    overload::CASES,
     fanotify::CASES,
 ];
 
@@ -102,8 +104,15 @@ impl Scene {
         match &mut self.daemon {
             Some(daemon) if daemon.has(bundle) => {}
             Some(daemon) => daemon.swap(bundle)?,
-            None => self.daemon = Some(Daemon::start(bundle)?),
+            None => self.daemon = Some(Daemon::start(bundle, &[])?),
         }
+        self.daemon()
+    }
+
+    /// A new daemon, with this bundle in force, and with options that make something small.
+    pub fn small(&mut self, bundle: &Bundle, options: &[&str]) -> Result<&mut Daemon> {
+        self.off()?;
+        self.daemon = Some(Daemon::start(bundle, options)?);
         self.daemon()
     }
 

@@ -67,7 +67,7 @@ pub fn run() -> Result<bool> {
     }
     let mut stage = Stage {
         outside: Outside::start()?,
-        daemon: Daemon::start(&bundle("block", tomorrow))?,
+        daemon: Daemon::start(&bundle("block", tomorrow), &[])?,
         unit: Cgroup::unit(UNIT)?,
         paint,
         scene: 0,

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::peer;
 
 /// Nothing an actor does takes this long.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Who acts: a program, in a cgroup, as a user.
 #[derive(Clone, Debug)]

@@ -50,8 +50,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it on this bundle, and waits until it enforces.
-    pub fn start(bundle: &Bundle) -> Result<Self> {
+    /// Starts it on this bundle with these options, and waits until it enforces.
+    pub fn start(bundle: &Bundle, options: &[&str]) -> Result<Self> {
         let (_, head) = bundle::head();
         let text = bundle.text();
         write(BUNDLE, &format!("{head}{text}"))?;
@@ -62,6 +62,7 @@ impl Daemon {
         let mut child = Command::new("enforcer")
             .args(["run", "--bundle", BUNDLE, "--event-log", EVENT_LOG])
             .args(tier.iter().flatten())
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -102,6 +103,12 @@ impl Daemon {
             thread::sleep(Duration::from_millis(50));
         }
         Ok(waiting.wait_with_output()?)
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.pid().cast_signed());
+        signal::kill(pid, signal).context("the daemon has gone")
     }
 
     /// Its process.

@@ -1,0 +1,65 @@
+//! A workload that does its ordinary work for as long as it is let, and counts what went wrong.
+
+use std::{
+    io::Read as _,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::sys::socket::SockType;
+use serde_json::json;
+
+use super::{Done, Words, files, report, sockets};
+
+/// Between two pieces of work.
+const PAUSE: Duration = Duration::from_millis(50);
+/// As many failures are told in words.
+const TOLD: usize = 10;
+
+/// `PATH ADDRESS`: reads its key and connects to its service, over and over until standard input ends.
+pub fn work(words: &mut Words) -> nix::Result<Done> {
+    let path = words.next()?;
+    let to = words.address()?;
+    let over = Arc::new(AtomicBool::new(false));
+    thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            // Whatever ends it, it is over.
+            let _ = std::io::stdin().read_to_end(&mut Vec::new());
+            over.store(true, Ordering::Relaxed);
+        }
+    });
+    report("working", Ok(Done::default()));
+    let (mut done, mut failed) = (0_u64, 0_u64);
+    let mut told = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        done += 1;
+        if let Err(failure) = once(&path, to) {
+            failed += 1;
+            if told.len() < TOLD {
+                told.push(format!("number {done}: {failure}"));
+            }
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(Done {
+        more: json!({"done": done, "failed": failed, "told": told}),
+        ..Done::default()
+    })
+}
+
+/// Sends nothing that is counted outside.
+fn once(path: &str, to: SocketAddr) -> Result<(), String> {
+    let read = files::read(path).map_err(|error| format!("reading {path}: {error}"))?;
+    if read.read == 0 {
+        return Err(format!("reading {path}: nothing"));
+    }
+    sockets::connected(to, SockType::Stream)
+        .map(drop)
+        .map_err(|error| format!("connecting to {to}: {error}"))
+}
