@@ -528,6 +528,19 @@ pub unsafe extern "C" fn iterate_own_file(ctx: *const iterate::TaskFileContext) 
     0
 }
 
+/// The same, where hooks show the daemon's files: those do not see sockets.
+///
+/// # Safety
+///
+/// As above.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task_file")]
+pub unsafe extern "C" fn iterate_own_socket(ctx: *const iterate::TaskFileContext) -> i32 {
+    // SAFETY: the kernel's context.
+    unsafe { iterate::own_file(ctx) };
+    0
+}
+
 /// The same.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use enforcer_common::ids::{ExecutableKey, Tid};
+use enforcer_common::ids::{ExecutableKey, InodeKey, Tid};
 use enforcer_common::tables::Capture;
 use nix::unistd::gettid;
 
@@ -34,6 +34,12 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// It was a socket, and is something else now.
+    #[error("{path} is no socket any more")]
+    NoSocket {
+        /// What it is about.
+        path: PathBuf,
+    },
     /// The hook did not see the open: what it would protect, it would not protect.
     #[error("the kernel did not show the open of {path}: the file_open program does not run")]
     Unseen {
@@ -51,6 +57,33 @@ pub enum Error {
     /// The table could not be used.
     #[error(transparent)]
     Table(#[from] maps::Error),
+}
+
+/// The key of the unix socket at `path`, on a tier that gates sockets. It is only looked at, not contacted.
+pub fn capture_socket(ebpf: &mut Ebpf, path: &Path) -> Result<InodeKey, Error> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(path);
+    let is_socket = |file: &File| Ok(file.metadata()?.file_type().is_socket());
+    let (socket, is_socket) = opened
+        .and_then(|socket| is_socket(&socket).map(|is_socket| (socket, is_socket)))
+        .map_err(|source| Error::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+    if !is_socket {
+        return Err(Error::NoSocket {
+            path: path.to_owned(),
+        });
+    }
+    match iterate::own_socket(ebpf, socket.as_fd()) {
+        Ok(Some(record)) => Ok(record.key.inode),
+        other => Err(Error::Untold {
+            path: path.to_owned(),
+            source: other.err().map(Box::new),
+        }),
+    }
 }
 
 /// Opens `path` and returns the keys that the kernel saw, the first being the file's own, and the open file.

@@ -17,6 +17,8 @@ use super::sys::{link_iterator, start_iterator};
 pub const PROGRAMS: &[(&str, &str)] = &[(THREAD, "task"), (HOLDER, "task_file")];
 /// The one that only the `fanotify` tier needs: elsewhere a hook shows the daemon's files.
 pub const OWN_FILE: (&str, &str) = ("iterate_own_file", "task_file");
+/// The same for sockets where hooks gate them: those are not opened, and so not seen by a hook.
+pub const OWN_SOCKET: (&str, &str) = ("iterate_own_socket", "task_file");
 /// And the one that it uses from 5.15 on.
 pub const THREAD_CALL: (&str, &str) = ("iterate_thread_call", "task");
 
@@ -59,15 +61,27 @@ pub fn thread(ebpf: &mut Ebpf, tid: Tid) -> Result<Option<ThreadRecord>, Error> 
     Ok(pick_thread(&found, tid))
 }
 
-/// What the kernel knows of an open file of this process.
+/// What the kernel knows of an open file of this process, where no hook shows it.
 pub fn own_file(ebpf: &mut Ebpf, file: BorrowedFd<'_>) -> Result<Option<FileRecord>, Error> {
+    opened(ebpf, OWN_FILE.0, file)
+}
+
+/// What it knows of a socket in the file system, opened with `O_PATH`, where hooks gate sockets.
+pub fn own_socket(ebpf: &mut Ebpf, file: BorrowedFd<'_>) -> Result<Option<FileRecord>, Error> {
+    opened(ebpf, OWN_SOCKET.0, file)
+}
+
+fn opened(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    file: BorrowedFd<'_>,
+) -> Result<Option<FileRecord>, Error> {
     let wanted = Wanted {
         thread: Tid(0),
         descriptor: file.as_raw_fd() as u32,
     };
     Maps(ebpf).set("WANTED", Asker::Engine as u32, wanted)?;
-    let program = program(ebpf, OWN_FILE.0)?;
-    let found = run(program, OWN_FILE.0, Some(Tid(std::process::id())))?;
+    let found = run(program(ebpf, name)?, name, Some(Tid(std::process::id())))?;
     Ok(pick_file(&found, file))
 }
 

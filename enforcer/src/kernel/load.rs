@@ -336,8 +336,11 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
         }
         Tier::Fanotify => {}
     }
-    let own_file = (tier == Tier::Fanotify).then_some(&iterate::OWN_FILE);
-    for (name, over) in iterate::PROGRAMS.iter().chain(own_file) {
+    let own = match tier {
+        Tier::Fanotify => iterate::OWN_FILE,
+        Tier::Lsm | Tier::ModifyReturn => iterate::OWN_SOCKET,
+    };
+    for (name, over) in iterate::PROGRAMS.iter().chain([&own]) {
         program::<Iter>(&mut ebpf, name)?
             .load(over, &btf)
             .map_err(refused(name, "loading"))?;

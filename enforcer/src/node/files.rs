@@ -14,7 +14,7 @@ use enforcer_common::watch::{ChildKey, NAME_BYTES, PREFIX_BYTES, PatternKey, SUF
 
 use crate::compile::{Policy, WatchTree};
 use crate::fanotify::{Kind, Marks, Places};
-use crate::kernel::capture::{self, capture};
+use crate::kernel::capture::{self, capture, capture_socket};
 use crate::kernel::maps::{self, Maps};
 
 /// How deep below a source's first directory files are looked for: no tree is deeper, a loop of symbolic
@@ -75,7 +75,7 @@ impl Files {
         }
     }
 
-    /// Sockets that are credentials and not protected: they were there before the daemon, or this tier gates none.
+    /// Sockets that are credentials and not protected, for instance because this tier gates none.
     pub fn open_sockets(&self) -> impl Iterator<Item = &Path> {
         self.open_sockets.iter().map(PathBuf::as_path)
     }
@@ -117,7 +117,7 @@ impl Files {
         let found = &scan.sockets;
         self.open_sockets
             .retain(|known| found.iter().any(|(path, _)| path == known));
-        self.recognise_sockets(ebpf, &mut scan)?;
+        self.recognise_sockets(ebpf, &mut scan);
         for (key, (credential, _)) in &scan.files {
             protect(ebpf, *key, *credential, current, next)?;
         }
@@ -175,7 +175,7 @@ impl Files {
         let nodes = [policy.watch.root];
         let marks = &mut self.marks;
         visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
-        self.recognise_sockets(ebpf, &mut scan)?;
+        self.recognise_sockets(ebpf, &mut scan);
         for (key, (credential, _)) in &scan.files {
             if self.protected.get(key).map(|(known, _)| known) != Some(credential) {
                 protect_always(ebpf, *key, *credential)?;
@@ -228,7 +228,7 @@ impl Files {
         } else {
             protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
         }
-        self.recognise_sockets(ebpf, &mut scan)?;
+        self.recognise_sockets(ebpf, &mut scan);
         let found = !scan.files.is_empty() || !scan.watched.is_empty();
         for (key, (credential, _)) in &scan.files {
             protect_always(ebpf, *key, *credential)?;
@@ -257,35 +257,26 @@ impl Files {
         Ok(true)
     }
 
-    /// Adds the sockets of a scan to its files, as far as their keys are known. A socket cannot be opened, so its key
-    /// is learnt from the kernel when it is made, where a program sees that; what was there before is told of.
-    fn recognise_sockets(&mut self, ebpf: &mut Ebpf, scan: &mut Scan) -> Result<(), maps::Error> {
+    /// Adds the sockets of a scan to its files, where this tier gates them. Those that are made later are known to the
+    /// kernel from the start.
+    fn recognise_sockets(&mut self, ebpf: &mut Ebpf, scan: &mut Scan) {
         for (path, credential) in std::mem::take(&mut scan.sockets) {
-            let mut known = Vec::new();
-            for (key, (_, at)) in &self.protected {
-                // The kernel takes a key out when its socket is gone.
-                let mut is_there = || Maps(ebpf).get::<_, Versioned<CredentialId>>("FILES", key);
-                if *at == path && is_there()?.is_some() {
-                    known.push(*key);
+            let reason = if self.marks.is_some() {
+                "this tier does not gate sockets".to_owned()
+            } else {
+                match capture_socket(ebpf, &path) {
+                    Ok(key) => {
+                        self.open_sockets.remove(&path);
+                        scan.files.insert(key, (credential, path));
+                        continue;
+                    }
+                    Err(error) => crate::chain(&error),
                 }
+            };
+            if self.open_sockets.insert(path.clone()) {
+                tracing::warn!(path = %path.display(), reason, "a credential's socket is not protected");
             }
-            if known.is_empty() {
-                if self.open_sockets.insert(path.clone()) {
-                    let advice = if self.marks.is_some() {
-                        "this tier does not gate sockets"
-                    } else {
-                        "it was there before the daemon knew of it: restart the service that listens on it"
-                    };
-                    tracing::warn!(path = %path.display(), "a credential's socket is not protected; {advice}");
-                }
-                continue;
-            }
-            let files = known
-                .into_iter()
-                .map(|key| (key, (credential, path.clone())));
-            scan.files.extend(files);
         }
-        Ok(())
     }
 
     /// A name appeared in a watched directory: makes the tables say exactly what it is. The kernel's own
@@ -309,7 +300,7 @@ impl Files {
             let mut scan = Scan::default();
             let marks = &mut self.marks;
             visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
-            self.recognise_sockets(ebpf, &mut scan)?;
+            self.recognise_sockets(ebpf, &mut scan);
             for (key, (credential, _)) in &scan.files {
                 protect_always(ebpf, *key, *credential)?;
             }

@@ -80,6 +80,31 @@ pub const ATTACKS: &[Attack] = &[
     ),
     attack(
         "C44",
+        "agent_older_than_bundle",
+        "an agent's socket that was there before the bundle named it",
+        SOCKETS,
+        |s| {
+            const SOCKET: &str = "/srv/t/older-agent";
+            let _socket = Temporary::made(SOCKET, |_| Ok(()))?;
+            for (program, twin) in [("entitled", true), ("other", false)] {
+                s.standard()?;
+                let _ = fs::remove_file(SOCKET);
+                let mut agent = root("trusted").start([format!("unix-serve {SOCKET}")])?;
+                agent.until("serving")?;
+                s.on(&agents(SOCKET))?;
+                let tried = ask_once(&root(program), &format!("unix {SOCKET}"))?;
+                drop(agent);
+                if twin {
+                    ensure!(tried.got, "the entitled twin could not ask: {}", tried.text);
+                } else {
+                    s.judge(&tried)?;
+                }
+            }
+            Ok(())
+        },
+    ),
+    attack(
+        "C44",
         "agent_makes_holders",
         "who has asked the agent holds",
         SOCKETS,
