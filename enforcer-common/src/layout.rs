@@ -65,6 +65,8 @@ offsets! {
     task_start = "task_struct".["start_boottime"],
     /// What threads of a process share.
     task_signal = "task_struct".["signal"],
+    /// Not zero while somebody traces a thread.
+    task_ptrace = "task_struct".["ptrace"],
     /// Parent process.
     task_parent = "task_struct".["real_parent"],
     /// Thread id in the initial namespace.

@@ -42,6 +42,7 @@ pub static OFFSETS: Offsets = Offsets {
     task_tgid: 0,
     task_start: 0,
     task_signal: 0,
+    task_ptrace: 0,
     task_parent: 0,
     task_pid: 0,
     task_cred: 0,

@@ -5,6 +5,7 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
 };
 use enforcer_common::{
+    branchless::{all_ones, is_zero},
     decide,
     facts::Task,
     ids::{BootNs, CgroupId, ExecutableKey, Generation, Tgid, Tid, Uid},
@@ -98,10 +99,15 @@ pub fn start(task: u64) -> BootNs {
     BootNs(read(leader + offset!(task_start)))
 }
 
-/// The executable of the task at `task`; all zero for a kernel thread.
+/// The executable as which the task at `task` counts; all zero for a kernel thread, and for who is traced: what it does
+/// is up to the tracer, and what it reads is the tracer's. (Of its other threads nobody knows without a search.)
 #[inline(always)]
 pub fn executable(task: u64) -> ExecutableKey {
-    executable_key(executable_inode(task))
+    let leader: u64 = read(task + offset!(task_leader));
+    let traced =
+        read::<u32>(task + offset!(task_ptrace)) | read::<u32>(leader + offset!(task_ptrace));
+    let untraced = all_ones(is_zero(u64::from(traced)));
+    executable_key(executable_inode(task) & untraced)
 }
 
 /// Kernel address of the inode of a task's executable, or 0.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use enforcer::bundle::{OnExpiry, parse};
-use enforcer::compile::{CompileError, Numbering, Reserved, compile, difference};
+use enforcer::compile::{CompileError, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
 use enforcer_common::tables::{Credential, SocketName};
@@ -461,11 +461,11 @@ fn the_same_bundle_changes_nothing() {
     // Another destination: nothing that is in use changes in place.
     let third = next(&sample.replace("10.20.0.0/16", "10.30.0.0/16"));
     assert!(third.grants != first.grants && third.scopes != first.scopes);
-    for (key, value) in difference(&first.grants, &third.grants).put {
-        assert!(!first.grants.contains_key(&key), "{key:?}: {value:?}");
+    for (key, value) in changed(Some(&first.grants), &third.grants) {
+        assert!(!first.grants.contains_key(key), "{key:?}: {value:?}");
     }
-    for (key, value) in difference(&first.scopes, &third.scopes).put {
-        assert!(!first.scopes.contains_key(&key), "{key:?}: {value:?}");
+    for (key, value) in changed(Some(&first.scopes), &third.scopes) {
+        assert!(!first.scopes.contains_key(key), "{key:?}: {value:?}");
     }
     assert_eq!(first.credentials, third.credentials);
     assert_eq!(first.watch, third.watch);

@@ -83,6 +83,7 @@ pub fn run() -> Result<()> {
 
 fn answer(line: &str, counts: &Counts, seen: &sniffer::Seen) -> Result<String> {
     let words: Vec<&str> = line.split(' ').collect();
+    seen.catch_up()?;
     let map = match words[..] {
         ["frames"] => &seen.frames,
         ["asked"] => &seen.asked,

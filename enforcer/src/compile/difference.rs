@@ -1,34 +1,24 @@
-//! What to write to get from one table to another.
+//! What to write and what to remove to get from one table to another.
 
 use std::collections::BTreeMap;
 
-/// Operations on one table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changes<K, V> {
-    /// New entries, and those with another value.
-    pub put: Vec<(K, V)>,
-    /// Entries that are gone.
-    pub delete: Vec<K>,
+/// The entries of `new` that `old` does not have, or has with another value.
+pub fn changed<'a, K: Ord, V: PartialEq>(
+    old: Option<&'a BTreeMap<K, V>>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let known = move |key: &K| old.and_then(|old| old.get(key));
+    new.iter()
+        .filter(move |(key, value)| known(key) != Some(value))
 }
 
-/// What makes `new` of `old`.
-#[must_use]
-pub fn difference<K: Ord + Clone, V: PartialEq + Clone>(
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-) -> Changes<K, V> {
-    Changes {
-        put: new
-            .iter()
-            .filter(|(key, value)| old.get(key) != Some(value))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
-        delete: old
-            .keys()
-            .filter(|key| !new.contains_key(key))
-            .cloned()
-            .collect(),
-    }
+/// The keys of `gone` that `stays` does not have.
+pub fn absent<'a, K: Ord, V>(
+    gone: &'a BTreeMap<K, V>,
+    stays: Option<&'a BTreeMap<K, V>>,
+) -> impl Iterator<Item = &'a K> {
+    gone.keys()
+        .filter(move |key| stays.is_none_or(|stays| !stays.contains_key(key)))
 }
 
 #[cfg(test)]
@@ -36,11 +26,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_differs_is_written() {
+    fn only_what_differs_is_written_or_removed() {
         let old = BTreeMap::from([(1, 'a'), (2, 'b'), (3, 'c')]);
         let new = BTreeMap::from([(2, 'b'), (3, 'x'), (4, 'd')]);
-        let changes = difference(&old, &new);
-        assert_eq!(changes.put, [(3, 'x'), (4, 'd')]);
-        assert_eq!(changes.delete, [1]);
+        let written: Vec<_> = changed(Some(&old), &new).collect();
+        assert_eq!(written, [(&3, &'x'), (&4, &'d')]);
+        assert_eq!(changed(None, &new).count(), 3);
+        assert!(absent(&old, Some(&new)).eq([&1]));
+        assert_eq!(absent(&old, None).count(), 3);
     }
 }

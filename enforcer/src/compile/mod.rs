@@ -1,7 +1,7 @@
 //! From a bundle and what the node knows to the kernel's tables. Pure: no I/O, and the time is a fact.
 //!
 //! [`compile()`] turns names into numbers that stay the same from one bundle to the next ([`Numbering`]), so that the
-//! [`difference`] between two [`Policy`]s is small, and so that what the tables refer to never changes in place.
+//! what has [`changed`] between two [`Policy`]s is small, and so that what the tables refer to never changes in place.
 
 mod cgroups;
 mod difference;
@@ -17,7 +17,7 @@ mod scopes;
 mod sources;
 mod subjects;
 
-pub use difference::{Changes, difference};
+pub use difference::{absent, changed};
 pub use error::{CompileError, Names};
 pub use facts::{Clock, Facts, Reserved};
 pub use host::HostTables;

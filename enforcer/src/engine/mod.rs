@@ -305,6 +305,12 @@ impl Engine {
         let old = self.in_force.take();
         let swapped = self.swap(old.as_ref().map(|it| &*it.policy), &policy, next);
         if let Err(error) = swapped {
+            if let Err(error) = self.forget(&policy, next, old.as_ref().map(|it| &*it.policy)) {
+                tracing::error!(
+                    "what was written of a bundle that does not fit stays in the tables: {}",
+                    crate::chain(&error)
+                );
+            }
             self.in_force = old;
             return Err(error);
         }

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use enforcer_common::ids::{CgroupId, CredentialId, Generation, IdentityId, WatchNode};
 use enforcer_common::tables::{
-    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, SocketName, SubjectKey,
-    Variable, Versioned,
+    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Grants, SocketName,
+    Subject, SubjectKey, Variable, Versioned,
 };
-use enforcer_common::watch::{ChildKey, Node, PatternKey};
+use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
 use super::{Engine, Error};
-use crate::compile::{Policy, difference};
+use crate::compile::{Policy, absent, changed};
 use crate::fanotify::{Rules, Snapshot};
 use crate::kernel::load::cgroup_root;
 use crate::kernel::maps::{self, Maps};
 use crate::node::cgroups;
+use crate::node::files::Prepared;
 
 impl Engine {
     /// Writes everything for the next generation, makes it the one in force with a single store, and takes
@@ -35,34 +36,20 @@ impl Engine {
         for (selector, subject) in &new.subjects {
             maps.put("SUBJECTS", selector.key(next), *subject)?;
         }
-        let none = BTreeMap::new();
-        let grants = difference(old.map_or(&none, |it| &it.grants), &new.grants);
-        for (key, value) in &grants.put {
+        for (key, value) in changed(old.map(|it| &it.grants), &new.grants) {
             maps.put("GRANTS", *key, *value)?;
         }
-        let none = BTreeMap::new();
-        let ports = difference(old.map_or(&none, |it| &it.ports), &new.ports);
-        for (key, value) in &ports.put {
+        for (key, value) in changed(old.map(|it| &it.ports), &new.ports) {
             maps.put_prefix("PORTS", key.prefix_bits(), key.data(), *value)?;
         }
-        let none = BTreeMap::new();
-        let scopes = difference(old.map_or(&none, |it| &it.scopes), &new.scopes);
-        for (key, value) in &scopes.put {
+        for (key, value) in changed(old.map(|it| &it.scopes), &new.scopes) {
             maps.put_prefix("SCOPES", key.prefix_bits(), key.data(), value.0)?;
         }
-        let none = BTreeMap::new();
-        let endpoints = old.map_or(&none, |it| &it.endpoints);
         let current = self.generation;
-        write_versioned(
-            &mut maps,
-            "ENDPOINTS",
-            endpoints,
-            &new.endpoints,
-            current,
-            next,
-        )?;
-        let none = BTreeMap::new();
-        let sockets = old.map_or(&none, |it| &it.sockets);
+        let endpoints = old.map(|it| &it.endpoints);
+        let table = "ENDPOINTS";
+        write_versioned(&mut maps, table, endpoints, &new.endpoints, current, next)?;
+        let sockets = old.map(|it| &it.sockets);
         let table = "SOCKET_NAMES";
         write_versioned(&mut maps, table, sockets, &new.sockets, current, next)?;
         for (name, id) in &new.variables {
@@ -70,7 +57,7 @@ impl Engine {
                 maps.put_prefix("VARIABLES", key.bits, key.data(), id.0)?;
             }
         }
-        let watch = self.write_watch_tree(old, new)?;
+        self.write_watch_tree(old, new)?;
         let prepared = self
             .files
             .prepare(&mut self.loaded.ebpf, new, self.generation, next)?;
@@ -92,61 +79,77 @@ impl Engine {
         }
         grace();
 
+        if let Err(error) = self.clear_up(old, previous, new, prepared) {
+            tracing::error!(
+                "the bundle is in force, and something of the previous one stays in the tables: {}",
+                crate::chain(&error)
+            );
+        }
+        Ok(())
+    }
+
+    /// The new bundle is in force and no program can see the previous one any more.
+    fn clear_up(
+        &mut self,
+        old: Option<&Policy>,
+        previous: Generation,
+        new: &Arc<Policy>,
+        prepared: Prepared,
+    ) -> Result<(), Error> {
         self.files.finish(&mut self.loaded.ebpf, prepared)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
         self.unmark(new);
+        match old {
+            Some(old) => self.forget(old, previous, Some(new)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes out what the policy `gone` had in `generation`, and the one that `stays` does not need: the previous one
+    /// after a swap, or the new one if it could not be written whole.
+    pub(super) fn forget(
+        &mut self,
+        gone: &Policy,
+        generation: Generation,
+        stays: Option<&Policy>,
+    ) -> Result<(), Error> {
         let mut maps = Maps(&mut self.loaded.ebpf);
-        if let Some(old) = old {
-            for id in old.credentials.keys() {
-                maps.remove::<_, Credential>("CREDENTIALS", &CredentialKey::new(previous, *id))?;
-            }
-            for selector in old.subjects.keys() {
-                maps.remove::<SubjectKey, enforcer_common::tables::Subject>(
-                    "SUBJECTS",
-                    &selector.key(previous),
-                )?;
-            }
-            for key in old
-                .endpoints
-                .keys()
-                .filter(|key| !new.endpoints.contains_key(key))
-            {
-                maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
-            }
-            for key in old.sockets.keys() {
-                if !new.sockets.contains_key(key) {
-                    maps.remove::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", key)?;
-                }
-            }
-            for name in old.variables.keys() {
-                if let Some(key) = Variable::new(previous, name) {
-                    maps.remove_prefix("VARIABLES", key.bits, key.data())?;
-                }
-            }
-            for key in old
-                .cgroup_names
-                .keys()
-                .filter(|key| !new.cgroup_names.contains_key(key))
-            {
-                maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
+        for id in gone.credentials.keys() {
+            maps.remove::<_, Credential>("CREDENTIALS", &CredentialKey::new(generation, *id))?;
+        }
+        for selector in gone.subjects.keys() {
+            maps.remove::<SubjectKey, Subject>("SUBJECTS", &selector.key(generation))?;
+        }
+        for name in gone.variables.keys() {
+            if let Some(key) = Variable::new(generation, name) {
+                maps.remove_prefix("VARIABLES", key.bits, key.data())?;
             }
         }
-        for key in &grants.delete {
-            maps.remove::<GrantKey, enforcer_common::tables::Grants>("GRANTS", key)?;
+        for key in absent(&gone.endpoints, stays.map(|it| &it.endpoints)) {
+            maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
         }
-        for key in &scopes.delete {
+        for key in absent(&gone.sockets, stays.map(|it| &it.sockets)) {
+            maps.remove::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", key)?;
+        }
+        for key in absent(&gone.cgroup_names, stays.map(|it| &it.cgroup_names)) {
+            maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
+        }
+        for key in absent(&gone.grants, stays.map(|it| &it.grants)) {
+            maps.remove::<GrantKey, Grants>("GRANTS", key)?;
+        }
+        for key in absent(&gone.scopes, stays.map(|it| &it.scopes)) {
             maps.remove_prefix("SCOPES", key.prefix_bits(), key.data())?;
         }
-        for key in &ports.delete {
+        for key in absent(&gone.ports, stays.map(|it| &it.ports)) {
             maps.remove_prefix("PORTS", key.prefix_bits(), key.data())?;
         }
-        for key in &watch.0 {
+        for key in absent(&gone.watch.children, stays.map(|it| &it.watch.children)) {
             maps.remove::<ChildKey, WatchNode>("CHILDREN", key)?;
         }
-        for key in &watch.1 {
-            maps.remove::<PatternKey, enforcer_common::watch::Pattern>("PATTERNS", key)?;
+        for key in absent(&gone.watch.patterns, stays.map(|it| &it.watch.patterns)) {
+            maps.remove::<PatternKey, Pattern>("PATTERNS", key)?;
         }
-        for key in &watch.2 {
+        for key in absent(&gone.watch.nodes, stays.map(|it| &it.watch.nodes)) {
             maps.remove::<WatchNode, Node>("NODES", key)?;
         }
         Ok(())
@@ -160,17 +163,10 @@ impl Engine {
         next: Generation,
     ) -> Result<(), Error> {
         let mut maps = Maps(&mut self.loaded.ebpf);
-        let none = BTreeMap::new();
-        let names = old.map_or(&none, |it| &it.cgroup_names);
+        let names = old.map(|it| &it.cgroup_names);
         let current = self.generation;
-        write_versioned(
-            &mut maps,
-            "CGROUP_NAMES",
-            names,
-            &new.cgroup_names,
-            current,
-            next,
-        )?;
+        let table = "CGROUP_NAMES";
+        write_versioned(&mut maps, table, names, &new.cgroup_names, current, next)?;
         let found = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
         for cgroup in found {
             let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
@@ -197,29 +193,20 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds to the watch tree; returns what to remove from children, patterns and nodes after the swap.
-    #[allow(clippy::type_complexity, reason = "three lists of keys, used once")]
-    fn write_watch_tree(
-        &mut self,
-        old: Option<&Policy>,
-        new: &Policy,
-    ) -> Result<(Vec<ChildKey>, Vec<PatternKey>, Vec<WatchNode>), Error> {
+    /// Adds to the watch tree.
+    fn write_watch_tree(&mut self, old: Option<&Policy>, new: &Policy) -> Result<(), Error> {
         let mut maps = Maps(&mut self.loaded.ebpf);
-        let (new, empty) = (&new.watch, crate::compile::WatchTree::default());
-        let old = old.map_or(&empty, |it| &it.watch);
-        let nodes = difference(&old.nodes, &new.nodes);
-        for (key, value) in &nodes.put {
+        let (new, old) = (&new.watch, old.map(|it| &it.watch));
+        for (key, value) in changed(old.map(|it| &it.nodes), &new.nodes) {
             maps.put("NODES", *key, *value)?;
         }
-        let patterns = difference(&old.patterns, &new.patterns);
-        for (key, value) in &patterns.put {
+        for (key, value) in changed(old.map(|it| &it.patterns), &new.patterns) {
             maps.put("PATTERNS", *key, *value)?;
         }
-        let children = difference(&old.children, &new.children);
-        for (key, value) in &children.put {
+        for (key, value) in changed(old.map(|it| &it.children), &new.children) {
             maps.put("CHILDREN", *key, *value)?;
         }
-        Ok((children.delete, patterns.delete, nodes.delete))
+        Ok(())
     }
 }
 
@@ -227,7 +214,7 @@ impl Engine {
 fn write_versioned<K, V>(
     maps: &mut Maps<'_>,
     table: &'static str,
-    old: &BTreeMap<K, V>,
+    old: Option<&BTreeMap<K, V>>,
     new: &BTreeMap<K, V>,
     current: Generation,
     next: Generation,
@@ -237,7 +224,8 @@ where
     V: Copy + Default + PartialEq,
     Versioned<V>: aya::Pod,
 {
-    for key in old.keys().chain(new.keys()) {
+    let gone = old.into_iter().flat_map(|old| absent(old, Some(new)));
+    for key in gone.chain(new.keys()) {
         let after = new.get(key).copied().unwrap_or_default();
         maps.put_from(table, *key, after, current, next)?;
     }

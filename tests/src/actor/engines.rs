@@ -10,6 +10,7 @@ use std::{
     ptr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -334,6 +335,9 @@ fn read_odd_name(path: &str) -> nix::Result<Done> {
 
 /// Opens a path that another thread keeps changing, so that what is checked may be another than what is opened.
 /// Says how many bytes longer than the other's were read.
+/// Two threads come to run at once within this.
+const LONG_ENOUGH: Duration = Duration::from_secs(20);
+
 fn read_flipping(path: &str, other: &str) -> nix::Result<Done> {
     if path.len() != other.len() {
         return Err(Errno::EINVAL);
@@ -356,7 +360,11 @@ fn read_flipping(path: &str, other: &str) -> nix::Result<Done> {
                 }
             }
         });
-        for _ in 0..2000 {
+        let end = Instant::now() + LONG_ENOUGH;
+        let mut tries = 0;
+        // Until both threads had their turns.
+        while tries < 2000 || read == 0 && refused == 0 && Instant::now() < end {
+            tries += 1;
             // SAFETY: the bytes end with NUL whatever the other thread does to those before.
             let fd =
                 unsafe { libc::open(shared.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC) };

@@ -134,6 +134,7 @@ fn hand_on(verb: &str, state: &mut State, words: &mut Words) -> Option<u8> {
         "exec" => processes::exec,
         "exec-as" => processes::exec_as,
         "exec-named" => processes::exec_named,
+        "exec-traced" => processes::exec_traced,
         "exec-with" => processes::exec_with,
         "exec-crowded" => processes::exec_crowded,
         "exec-memory" => processes::exec_memory,

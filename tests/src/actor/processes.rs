@@ -15,7 +15,8 @@ use nix::{
     errno::Errno,
     sched::CloneFlags,
     sys::{
-        memfd,
+        memfd, ptrace,
+        signal::Signal,
         wait::{self, WaitStatus},
     },
     unistd::{self, ForkResult, Pid},
@@ -197,6 +198,24 @@ pub fn thread_exec(state: State, steps: Vec<String>) -> nix::Result<u8> {
     thread::spawn(|| exec(state, steps))
         .join()
         .map_err(|_| Errno::ECANCELED)?
+}
+
+/// Another program, the first word, in a child that this one traces from before its start.
+pub fn exec_traced(state: State, steps: Vec<String>) -> nix::Result<u8> {
+    // SAFETY: an actor has no other threads, so its child may do anything.
+    let ForkResult::Parent { child } = (unsafe { unistd::fork()? }) else {
+        let status = ptrace::traceme().and_then(|()| exec_as(state, steps));
+        process::exit(i32::from(status.unwrap_or(2)));
+    };
+    loop {
+        match wait::waitpid(child, None)? {
+            WaitStatus::Exited(_, status) => return Ok(u8::try_from(status).unwrap_or(2)),
+            // It comes from being traced, and is not for the program.
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => ptrace::cont(child, None)?,
+            WaitStatus::Stopped(_, signal) => ptrace::cont(child, signal)?,
+            _ => return Err(Errno::ECHILD),
+        }
+    }
 }
 
 /// The program anew, under a name that is another's.

@@ -83,6 +83,25 @@ pub const ATTACKS: &[Attack] = &[
         memory_of_a_holder,
     ),
     attack(
+        "A26",
+        "traced_from_the_start",
+        "the entitled program, started by a tracer",
+        CAUGHT,
+        |s| {
+            s.standard()?;
+            s.twin(
+                &root("other"),
+                Goal::Read,
+                &["exec-as /opt/t/entitled", READ],
+            )?;
+            s.attack(
+                &root("other"),
+                Goal::Read,
+                &["exec-traced /opt/t/entitled", READ],
+            )
+        },
+    ),
+    attack(
         "A29",
         "perf_of_a_holder",
         "samples of a holder's registers by perf_event_open",

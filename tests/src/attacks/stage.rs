@@ -22,6 +22,9 @@ pub const READ: &str = "read /srv/t/key";
 /// How long what was refused may take to arrive all the same: TCP tries again after 200 ms.
 const PATIENCE: Duration = Duration::from_millis(350);
 
+/// What is still on its way arrives within this.
+const SETTLED: Duration = Duration::from_millis(20);
+
 /// What an attack is after.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
@@ -123,6 +126,19 @@ impl Stage<'_> {
         self.scene.outside.frames()
     }
 
+    /// The same, once what was sent before has arrived.
+    fn settled_frames(&mut self) -> Result<Frames> {
+        let mut frames = self.frames()?;
+        loop {
+            thread::sleep(SETTLED);
+            let now = self.frames()?;
+            if now == frames {
+                return Ok(frames);
+            }
+            frames = now;
+        }
+    }
+
     /// Whether frames arrived since, waiting for as long as it takes, or until none comes any more.
     pub fn arrived(&mut self, before: &Frames, hope: bool) -> Result<bool> {
         if !hope {
@@ -135,7 +151,7 @@ impl Stage<'_> {
 
     /// Does the steps. All but the last must go well.
     pub fn act(&mut self, actor: &Actor, goal: Goal, steps: &[&str], hope: bool) -> Result<Tried> {
-        let before = self.frames()?;
+        let before = self.settled_frames()?;
         let outcome = actor.run(steps)?;
         let (last, others) = outcome
             .steps

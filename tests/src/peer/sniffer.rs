@@ -1,11 +1,18 @@
 //! Sees every frame that comes in, so that a protocol that nobody listens to is seen, too.
 
-use std::{net::IpAddr, os::fd::AsRawFd as _, thread};
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
     net::if_::if_nametoindex,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType},
 };
 
@@ -16,8 +23,9 @@ use crate::actor::PAYLOAD;
 const LONGEST: usize = 1 << 17;
 
 /// What it saw.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Seen {
+    socket: Arc<OwnedFd>,
     /// Frames with the payload, by protocol and destination.
     pub frames: Counts,
     /// Requests for addresses, by address.
@@ -52,7 +60,11 @@ pub fn start(interface: &str) -> Result<Seen> {
         )
     })
     .context("cannot look at the interface")?;
-    let seen = Seen::default();
+    let seen = Seen {
+        socket: Arc::new(fd),
+        frames: Counts::default(),
+        asked: Counts::default(),
+    };
     let ours = seen.clone();
     thread::spawn(move || {
         let mut buffer = vec![0; LONGEST];
@@ -62,7 +74,7 @@ pub fn start(interface: &str) -> Result<Seen> {
             // SAFETY: buffer and address are as long as said.
             let bytes = unsafe {
                 libc::recvfrom(
-                    fd.as_raw_fd(),
+                    ours.socket.as_raw_fd(),
                     buffer.as_mut_ptr().cast(),
                     buffer.len(),
                     0,
@@ -79,6 +91,22 @@ pub fn start(interface: &str) -> Result<Seen> {
         }
     });
     Ok(seen)
+}
+
+impl Seen {
+    /// Waits until all frames that have come in are counted.
+    pub fn catch_up(&self) -> Result<()> {
+        let waiting = || {
+            poll(
+                &mut [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)],
+                PollTimeout::ZERO,
+            )
+        };
+        while waiting()? > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
 }
 
 fn look(frame: &[u8], seen: &Seen) {
