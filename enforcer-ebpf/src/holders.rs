@@ -73,8 +73,15 @@ pub fn add(holder: Holder, credential: CredentialId) -> u32 {
 #[inline(never)]
 pub fn inherit(from: Holder, to: Holder) -> bool {
     let mut complete = true;
+    let overflow = |holder| HolderKey {
+        holder,
+        slot: HELD_PER_HOLDER,
+    };
+    if HOLDERS.get_ptr(&overflow(from)).is_some() {
+        complete = HOLDERS.insert(&overflow(to), &CredentialId(0), 0).is_ok();
+    }
     let mut slot = 0;
-    while slot <= HELD_PER_HOLDER {
+    while slot < HELD_PER_HOLDER {
         let key = HolderKey { holder: from, slot };
         let Some(held) = HOLDERS.get_ptr(&key) else {
             break;
@@ -90,13 +97,16 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
 #[inline(never)]
 pub fn forget(holder: Holder) {
     let mut slot = 0;
-    while slot <= HELD_PER_HOLDER {
+    while slot < HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
         if HOLDERS.remove(&key).is_err() {
             break;
         }
         slot = opaque(slot + 1);
     }
+    // The mark of overflow can be there with free slots before it.
+    let slot = HELD_PER_HOLDER;
+    let _ = HOLDERS.remove(&HolderKey { holder, slot });
 }
 
 /// Whether a holder holds anything.

@@ -90,6 +90,21 @@ impl Files {
         self.watched.values().map(PathBuf::as_path)
     }
 
+    /// Whether the kernel does not watch one of these directories any more: it takes a watch out when the directory's
+    /// file system goes.
+    pub fn is_unwatched(&self, ebpf: &mut Ebpf, places: &BTreeSet<&Path>) -> bool {
+        if self.marks.is_some() {
+            // Marks are looked after by themselves.
+            return false;
+        }
+        let mut maps = Maps(ebpf);
+        let mut here = self.watched.iter();
+        here.any(|(key, path)| {
+            places.contains(path.as_path())
+                && matches!(maps.get::<InodeKey, Watch>("WATCHES", key), Ok(None))
+        })
+    }
+
     /// The path under which a protected file was found.
     pub fn path_of(&self, file: &InodeKey) -> Option<&Path> {
         self.protected.get(file).map(|(_, path)| path.as_path())

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// One mount: its number, which is not that of an earlier one at the same place, and the place.
+/// One mount: its number, which the kernel gives to another one later, and the place.
 pub type Mount = (u32, PathBuf);
 
 /// The mounts on `places`.

@@ -58,7 +58,9 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             in_force(s)?;
             s.twin(&entitled(), Goal::Send, &[SEND])?;
-            s.attack(&entitled(), Goal::Send, &["exec-crowded APP_TOKEN=x", SEND])
+            let crowded = "exec-crowded APP_TOKEN=x";
+            s.attack(&entitled(), Goal::Send, &[crowded, SEND])?;
+            s.attack(&entitled(), Goal::Send, &[crowded, "fork", SEND])
         },
     ),
     attack(

@@ -17,7 +17,7 @@ use crate::{
 /// What is left of the last row has ended by then: connections that are closed, processes that exit.
 const SETTLED: Duration = Duration::from_secs(5);
 /// As many entries more than at first may be in a table: what just now comes and goes.
-const COMING_AND_GOING: u64 = 32;
+const COMING_AND_GOING: u64 = 4;
 /// The allocator keeps some of what it once had.
 const GROWTH_KIB: u64 = 8 * 1024;
 
