@@ -1,7 +1,7 @@
 //! YAML text to trees whose every node knows its line and column.
 //!
 //! This is the part of YAML a signed document needs: mappings with unique names, lists and scalars of
-//! the YAML 1.2 core schema. Aliases, tags and directives are mistakes, so a value stands where it is used,
+//! the YAML 1.2 core schema. Anchors, aliases, tags and directives are mistakes, so a value stands where it is used,
 //! means what it looks like, and cannot be multiplied; depth, nodes and bytes are bounded.
 
 use std::collections::hash_map::{Entry, HashMap};
@@ -151,6 +151,12 @@ impl<'a> Reader<'a> {
             return Err(Stop(position, message));
         }
         let tagged = event.tag().is_some();
+        let anchored = matches!(
+            event,
+            Event::Scalar(_, _, 1.., _)
+                | Event::SequenceStart(_, 1.., _)
+                | Event::MappingStart(_, 1.., _)
+        );
         let value = match event {
             Event::Scalar(text, ScalarStyle::Plain, ..) => resolve(text.into_owned()),
             Event::Scalar(text, ..) => Value::Text(text.into_owned()),
@@ -162,6 +168,13 @@ impl<'a> Reader<'a> {
             ),
             _ => self.refuse(position, "got YAML this version cannot read"),
         };
+        if anchored {
+            let value = self.refuse(
+                position,
+                "YAML anchors are not supported in a bundle; remove the word with `&`",
+            );
+            return Ok(Node { position, value });
+        }
         if tagged {
             let value = self.refuse(
                 position,
