@@ -159,6 +159,11 @@ impl Files {
                 Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &key)?;
             }
         }
+        self.adopt(ebpf, scan)
+    }
+
+    /// From now on this is what is protected and watched.
+    fn adopt(&mut self, ebpf: &mut Ebpf, scan: Scan) -> Result<(), maps::Error> {
         for key in self.watched.keys() {
             if !scan.watched.contains_key(key) {
                 Maps(ebpf).remove::<InodeKey, Watch>("WATCHES", key)?;
@@ -207,14 +212,7 @@ impl Files {
             }
             scan.files.insert(key, known);
         }
-        for key in self.watched.keys() {
-            if !scan.watched.contains_key(key) {
-                Maps(ebpf).remove::<InodeKey, Watch>("WATCHES", key)?;
-            }
-        }
-        self.protected = scan.files;
-        self.watched = scan.watched;
-        Ok(())
+        self.adopt(ebpf, scan)
     }
 
     /// A name appeared in a watched directory, where no program has followed it: protects the file, which is

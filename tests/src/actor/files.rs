@@ -2,12 +2,8 @@
 
 use std::{
     ffi::CString,
-    io::Read as _,
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     thread,
     time::Duration,
 };
@@ -23,7 +19,7 @@ use nix::{
 };
 use serde_json::json;
 
-use super::{Done, State, report};
+use super::{Done, State, places, report};
 
 /// Opens for reading.
 pub fn open(path: &str) -> nix::Result<OwnedFd> {
@@ -124,15 +120,7 @@ pub fn read_handle(path: &str) -> nix::Result<Done> {
 /// Opens and reads over and over until standard input ends. Counts. After an answer, whatever it was, it
 /// pauses for so many microseconds, so that the record of it is no flood; while nothing is there it does not.
 pub fn hammer(path: &str, pause_us: u64) -> nix::Result<Done> {
-    let over = Arc::new(AtomicBool::new(false));
-    thread::spawn({
-        let over = Arc::clone(&over);
-        move || {
-            // Whatever ends it, it is over.
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-            over.store(true, Ordering::Relaxed);
-        }
-    });
+    let over = places::input_ends();
     report("hammering", Ok(Done::default()));
     let (mut opened, mut bytes, mut refused, mut absent, mut other) = (0, 0, 0, 0, 0);
     while !over.load(Ordering::Relaxed) {

@@ -1,6 +1,17 @@
 //! Who and where an actor is.
 
-use std::{ffi::CString, fs, io, io::Read as _, path::Path, thread, time::Duration};
+use std::{
+    ffi::CString,
+    fs, io,
+    io::Read as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -135,6 +146,19 @@ pub fn bind(from: &str, to: &str) -> nix::Result<Done> {
 pub fn sleep(ms: u64) -> nix::Result<Done> {
     thread::sleep(Duration::from_millis(ms));
     Ok(Done::default())
+}
+
+/// Set once standard input has ended, whatever ended it.
+pub fn input_ends() -> Arc<AtomicBool> {
+    let over = Arc::new(AtomicBool::new(false));
+    thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            let _ = io::stdin().read_to_end(&mut Vec::new());
+            over.store(true, Ordering::Relaxed);
+        }
+    });
+    over
 }
 
 /// Says so, and waits for a line on standard input.

@@ -1,20 +1,11 @@
 //! A workload that does its ordinary work for as long as it is let, and counts what went wrong.
 
-use std::{
-    io::Read as _,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::atomic::Ordering, thread, time::Duration};
 
 use nix::sys::socket::SockType;
 use serde_json::json;
 
-use super::{Done, Words, files, report, sockets};
+use super::{Done, Words, files, places, report, sockets};
 
 /// Between two pieces of work.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -25,15 +16,7 @@ const TOLD: usize = 10;
 pub fn work(words: &mut Words) -> nix::Result<Done> {
     let path = words.next()?;
     let to = words.address()?;
-    let over = Arc::new(AtomicBool::new(false));
-    thread::spawn({
-        let over = Arc::clone(&over);
-        move || {
-            // Whatever ends it, it is over.
-            let _ = std::io::stdin().read_to_end(&mut Vec::new());
-            over.store(true, Ordering::Relaxed);
-        }
-    });
+    let over = places::input_ends();
     report("working", Ok(Done::default()));
     let (mut done, mut failed) = (0_u64, 0_u64);
     let mut told = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::{
     Attack, attack,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cases::standard::DESTINATIONS,
-    harness::{Actor, Bundle, check},
+    harness::{Actor, Bundle, Running, check},
 };
 
 const LOCAL_LATER: &str = "unix sockets between workloads are not judged yet";
@@ -86,21 +86,12 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             const SOCKET: &str = "/srv/t/older-agent";
             let _socket = Temporary::made(SOCKET, |_| Ok(()))?;
-            for (program, twin) in [("entitled", true), ("other", false)] {
+            s.twin_and_other(|s, program| {
                 s.standard()?;
-                let _ = fs::remove_file(SOCKET);
-                let mut agent = root("trusted").start([format!("unix-serve {SOCKET}")])?;
-                agent.until("serving")?;
+                let _agent = serving("unix-serve", SOCKET)?;
                 s.on(&agents(SOCKET))?;
-                let tried = ask_once(&root(program), &format!("unix {SOCKET}"))?;
-                drop(agent);
-                if twin {
-                    ensure!(tried.got, "the entitled twin could not ask: {}", tried.text);
-                } else {
-                    s.judge(&tried)?;
-                }
-            }
-            Ok(())
+                ask_once(&root(program), &format!("unix {SOCKET}"))
+            })
         },
     ),
     attack(
@@ -111,8 +102,7 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             s.on(&agents("/srv/t/agent"))?;
             let _socket = Temporary::made("/srv/t/agent", |_| Ok(()))?;
-            let mut agent = root("trusted").start(["unix-serve /srv/t/agent"])?;
-            agent.until("serving")?;
+            let _agent = serving("unix-serve", "/srv/t/agent")?;
             s.twin(&root("entitled"), Goal::Send, &[SEND])?;
             settled();
             s.attack(&root("entitled"), Goal::Send, &["unix /srv/t/agent", SEND])
@@ -153,31 +143,23 @@ pub const ATTACKS: &[Attack] = &[
         SOCKETS,
         |s| {
             s.on(&agents("/srv/t/agent"))?;
-            for (program, twin) in [("entitled", true), ("other", false)] {
+            s.twin_and_other(|_, program| {
                 let _socket = Temporary::made("/srv/t/agent", |_| Ok(()))?;
-                let mut agent = root("trusted").start(["unix-serve /srv/t/agent"])?;
-                agent.until("serving")?;
+                let _agent = serving("unix-serve", "/srv/t/agent")?;
                 settled();
-                let giver = root("entitled")
+                let _giver = root("entitled")
                     .start(["unix-dial /srv/t/agent", "give-file @agent-passed"])?;
                 let outcome = root(program).run(["take-file @agent-passed", "write-held"])?;
                 let last = outcome.last()?;
                 let failed = outcome.steps.iter().find(|step| step.errno != 0);
-                let tried = Tried {
+                Ok(Tried {
                     goal: Goal::Read,
                     got: last.errno == 0,
                     errno: failed.map_or(0, |step| step.errno),
                     pids: pids(&outcome),
                     text: check::summary(&outcome),
-                };
-                drop((giver, agent));
-                if twin {
-                    ensure!(tried.got, "the entitled twin could not ask: {}", tried.text);
-                } else {
-                    s.judge(&tried)?;
-                }
-            }
-            Ok(())
+                })
+            })
         },
     ),
 ];
@@ -199,21 +181,21 @@ fn settled() {
 /// The entitled program asks, and then somebody else.
 fn asked(s: &mut Stage<'_>, bundle: &Bundle, serve: &str, socket: &str, ask: &str) -> Result<()> {
     s.on(bundle)?;
-    for (program, twin) in [("entitled", true), ("other", false)] {
-        let _ = fs::remove_file(socket);
-        let mut agent = root("trusted").start([format!("{serve} {socket}")])?;
-        agent.until("serving")?;
+    s.twin_and_other(|_, program| {
+        let _agent = serving(serve, socket)?;
         settled();
-        let tried = ask_once(&root(program), ask)?;
-        drop(agent);
-        if twin {
-            ensure!(tried.got, "the entitled twin could not ask: {}", tried.text);
-        } else {
-            s.judge(&tried)?;
-        }
-    }
+        ask_once(&root(program), ask)
+    })?;
     let _ = fs::remove_file(socket);
     Ok(())
+}
+
+/// The agent, listening on a socket that is made anew.
+fn serving(serve: &str, socket: &str) -> Result<Running> {
+    let _ = fs::remove_file(socket);
+    let mut agent = root("trusted").start([format!("{serve} {socket}")])?;
+    agent.until("serving")?;
+    Ok(agent)
 }
 
 fn ask_once(actor: &Actor, ask: &str) -> Result<Tried> {
@@ -231,10 +213,8 @@ fn ask_once(actor: &Actor, ask: &str) -> Result<Tried> {
 fn by_alias(s: &mut Stage<'_>, bundle: &Bundle, alias: &str) -> Result<()> {
     const SOCKET: &str = "/srv/t/agent";
     s.on(bundle)?;
-    for (program, twin) in [("entitled", true), ("other", false)] {
-        let _ = fs::remove_file(SOCKET);
-        let mut agent = root("trusted").start([format!("unix-serve {SOCKET}")])?;
-        agent.until("serving")?;
+    s.twin_and_other(|_, program| {
+        let _agent = serving("unix-serve", SOCKET)?;
         settled();
         let _alias = Temporary::made(alias, |alias| {
             if alias.ends_with("hard") {
@@ -247,13 +227,6 @@ fn by_alias(s: &mut Stage<'_>, bundle: &Bundle, alias: &str) -> Result<()> {
                 Ok(())
             }
         })?;
-        let tried = ask_once(&root(program), &format!("unix {alias}"))?;
-        drop(agent);
-        if twin {
-            ensure!(tried.got, "the entitled twin could not ask: {}", tried.text);
-        } else {
-            s.judge(&tried)?;
-        }
-    }
-    Ok(())
+        ask_once(&root(program), &format!("unix {alias}"))
+    })
 }

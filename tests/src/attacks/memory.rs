@@ -31,15 +31,9 @@ pub const ATTACKS: &[Attack] = &[
             s.standard()?;
             let holder = s.waiting(&root("entitled"), &["hold /srv/t/key", "keep"], &[])?;
             let getfd = format!("getfd {} 9", holder.pid());
-            for (program, twin) in [("entitled", true), ("other", false)] {
-                let tried = Tried::read(&root(program).run([getfd.as_str(), "pread-held"])?)?;
-                if twin {
-                    ensure!(tried.got, "the entitled twin did not read: {}", tried.text);
-                } else {
-                    s.judge(&tried)?;
-                }
-            }
-            Ok(())
+            s.twin_and_other(|_, program| {
+                Tried::read(&root(program).run([getfd.as_str(), "pread-held"])?)
+            })
         },
     ),
     attack(
@@ -49,23 +43,11 @@ pub const ATTACKS: &[Attack] = &[
         CAUGHT,
         |s| {
             s.standard()?;
-            for (program, twin) in [("entitled", true), ("other", false)] {
+            s.twin_and_other(|_, program| {
                 let run = format!("exec-as /opt/t/{program}");
-                let outcome = root("entitled").run([
-                    "hold /srv/t/key",
-                    "keep",
-                    &run,
-                    "take-fd 9",
-                    "read-held",
-                ])?;
-                let tried = Tried::read(&outcome)?;
-                if twin {
-                    ensure!(tried.got, "the entitled twin did not read: {}", tried.text);
-                } else {
-                    s.judge(&tried)?;
-                }
-            }
-            Ok(())
+                let steps = ["hold /srv/t/key", "keep", &run, "take-fd 9", "read-held"];
+                Tried::read(&root("entitled").run(steps)?)
+            })
         },
     ),
     attack(

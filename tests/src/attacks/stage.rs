@@ -198,6 +198,22 @@ impl Stage<'_> {
         self.judge(&tried).with_context(|| format!("{actor:?}"))
     }
 
+    /// The entitled program does something, and then another does the same: the first, the harmless twin, gets what it
+    /// is after, the second comes to what is expected.
+    pub fn twin_and_other(
+        &mut self,
+        mut act: impl FnMut(&mut Self, &str) -> Result<Tried>,
+    ) -> Result<()> {
+        let twin = act(self, "entitled")?;
+        ensure!(
+            twin.got,
+            "the harmless twin did not get what it was after: {}",
+            twin.text
+        );
+        let tried = act(self, "other")?;
+        self.judge(&tried)
+    }
+
     /// Compares with what is expected.
     pub fn judge(&mut self, tried: &Tried) -> Result<()> {
         match self.seen {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{Scene, cases, entitled, other};
-use crate::harness::{ALICE, Allowed, Refused, daemon, wait_for};
+use crate::harness::{ALICE, Allowed, Event, Outcome, Refused, daemon, wait_for};
 
 cases![
     attach_and_detach,
@@ -107,10 +107,7 @@ fn event_of_a_denied_read(scene: &mut Scene) -> Result<()> {
         daemon::version_in_force()?
     };
     let outcome = scene.check(&other(), &[(KEY, Refused(""))])?;
-    let events = scene.daemon()?.events.clone();
-    let event = events
-        .find(|event| event.pid() == u64::from(outcome.pid) && event.is_denial())
-        .context("no event")?;
+    let event = denial(scene, &outcome)?;
     has(
         &event.0,
         &[
@@ -142,6 +139,14 @@ fn event_of_a_denied_read(scene: &mut Scene) -> Result<()> {
     scene.daemon()?.events.all_parsed()
 }
 
+/// The last denial to a process.
+fn denial(scene: &mut Scene, outcome: &Outcome) -> Result<Event> {
+    let events = scene.daemon()?.events.clone();
+    events
+        .find(|event| event.pid() == u64::from(outcome.pid) && event.is_denial())
+        .context("no event")
+}
+
 fn event_of_a_denied_reach(scene: &mut Scene) -> Result<()> {
     scene.standard()?;
     let steps = [
@@ -149,10 +154,7 @@ fn event_of_a_denied_reach(scene: &mut Scene) -> Result<()> {
         ("tcp 10.20.0.66:9000", Refused("outside-destination")),
     ];
     let outcome = scene.check(&entitled(), &steps)?;
-    let events = scene.daemon()?.events.clone();
-    let event = events
-        .find(|event| event.pid() == u64::from(outcome.pid) && event.is_denial())
-        .context("no event")?;
+    let event = denial(scene, &outcome)?;
     has(
         &event.0,
         &[

@@ -69,31 +69,30 @@ fn tcp_fast_open(scene: &mut Scene) -> Result<()> {
     )
 }
 
+/// Who connected and sent before the read goes on only where a holder may.
+fn sends_on(scene: &mut Scene, forbidden: &str, permitted: &str) -> Result<()> {
+    for (dial, sent) in [(forbidden, OUTSIDE), (permitted, Allowed)] {
+        scene.check(
+            &entitled(),
+            &[
+                (dial, Allowed),
+                ("send", Allowed),
+                READ,
+                ("send", sent),
+                ("write", sent),
+            ],
+        )?;
+    }
+    Ok(())
+}
+
 fn opened_before_the_read(scene: &mut Scene) -> Result<()> {
     scene.standard()?;
     for (forbidden, permitted) in [
         ("dial 10.20.0.66:9000", "dial 10.20.0.2:9000"),
         ("dial [fd20::66]:9000", "dial [fd20::2]:9000"),
     ] {
-        scene.check(
-            &entitled(),
-            &[
-                (forbidden, Allowed),
-                ("send", Allowed),
-                READ,
-                ("send", OUTSIDE),
-                ("write", OUTSIDE),
-            ],
-        )?;
-        scene.check(
-            &entitled(),
-            &[
-                (permitted, Allowed),
-                READ,
-                ("send", Allowed),
-                ("write", Allowed),
-            ],
-        )?;
+        sends_on(scene, forbidden, permitted)?;
     }
     Ok(())
 }
@@ -119,24 +118,7 @@ fn datagrams_connected_before_the_read(scene: &mut Scene) -> Result<()> {
             "dial-udp [::ffff:10.20.0.2]:9000",
         ),
     ] {
-        scene.check(
-            &entitled(),
-            &[
-                (forbidden, Allowed),
-                READ,
-                ("send", OUTSIDE),
-                ("write", OUTSIDE),
-            ],
-        )?;
-        scene.check(
-            &entitled(),
-            &[
-                (permitted, Allowed),
-                READ,
-                ("send", Allowed),
-                ("write", Allowed),
-            ],
-        )?;
+        sends_on(scene, forbidden, permitted)?;
     }
     Ok(())
 }
