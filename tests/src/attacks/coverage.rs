@@ -17,6 +17,9 @@ here, better or worse. *Caught* means that the call failed or nothing arrived ou
 *Caught, or told* may get through now and then, and the daemon then tells that its programs were passed over.
 *Not caught* is tried and gets through.
 
+`cargo xtask test --everything` runs them on kernels 5.10, 6.1, 6.12, 6.18 and the newest Debian has for `lsm`, on
+5.10, 6.12 and the newest for `modify-return`, and on 6.12 and the machine it runs on for `fanotify`.
+
 ";
 
 /// The file.
