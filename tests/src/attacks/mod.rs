@@ -135,7 +135,10 @@ impl Suite {
             return;
         }
         let start = Instant::now();
-        let before = passed_over();
+        let before = match seen {
+            Seen::CaughtOrTold(_) => passed_over().ok(),
+            _ => None,
+        };
         let mut stage = Stage {
             scene: &mut self.scene,
             seen,
@@ -143,9 +146,9 @@ impl Suite {
             refusals: &[libc::EPERM],
             reasons: "",
         };
-        let result = (attack.run)(&mut stage).or_else(|error| match seen {
-            Seen::CaughtOrTold(_) => told(before?, error),
-            _ => Err(error),
+        let result = (attack.run)(&mut stage).or_else(|error| match before {
+            Some(before) => told(before, error),
+            None => Err(error),
         });
         let seconds = start.elapsed().as_secs_f64();
         match result {
