@@ -302,9 +302,9 @@ fn tail<const W: usize, const B: usize>(words: &[u64; W]) -> [u8; B] {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Holder {
-    /// cgroup id of the instance, or thread-group id of the process.
+    /// cgroup id of the instance, thread-group id of the process, or address of one that has none yet.
     pub id: u64,
-    /// 0 for an instance, or when the process started.
+    /// 0 for an instance, 2 for a process without number, or when the process started.
     pub start: BootNs,
 }
 
@@ -324,6 +324,16 @@ impl Holder {
         Self {
             id: tgid.0 as u64,
             start: BootNs(start.0 | 1),
+        }
+    }
+
+    /// A process that has no number yet, by its address in the kernel; even and not 0, so it cannot be taken for one of
+    /// the others.
+    #[inline(always)]
+    pub const fn unborn(address: u64) -> Self {
+        Self {
+            id: address,
+            start: BootNs(2),
         }
     }
 }

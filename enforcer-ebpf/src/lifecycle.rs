@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
 use enforcer_common::{
     branchless::opaque,
     event::NoticeKind,
-    ids::{CgroupId, IdentityId, InodeKey, Tgid},
+    ids::{BootNs, CgroupId, IdentityId, InodeKey, Tgid},
     instance::{FIRST, LAST, NameKind, classify},
     tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName, Holder, Versioned},
 };
@@ -18,11 +18,67 @@ use crate::{
     task,
 };
 
+/// `CLONE_THREAD`.
+const THREAD: u64 = 0x0001_0000;
+
+/// The current process makes another, at a kernel address, that has no number yet. What it will hold is kept under the
+/// address until it has: the tracepoint where it gets it can be passed over on a preemptible kernel, an LSM hook not.
+#[inline(always)]
+pub fn conceived(child: u64, clone_flags: u64) {
+    if clone_flags & THREAD != 0 {
+        return;
+    }
+    let parent = task::current_holder();
+    let from = Holder::process(parent.tgid, parent.start);
+    // What an instance holds, it holds already.
+    if parent.instance.0 == 0
+        && holders::holds(from)
+        && !holders::inherit(from, Holder::unborn(child))
+    {
+        holders::unaccounted(parent.instance);
+    }
+}
+
+/// A process, `leader` being the address of its first thread, has its number: what was kept under the address is its
+/// own. A global function, so that it is verified once. Returns 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn born(leader: u64, tgid: u64, start: u64) -> u64 {
+    let unborn = Holder::unborn(leader);
+    if holders::holds(unborn) {
+        let process = Holder::process(Tgid(tgid as u32), BootNs(start));
+        if !holders::inherit(unborn, process) {
+            holders::unaccounted(CgroupId(0));
+        }
+        holders::forget(unborn);
+    }
+    0
+}
+
+/// The task at a kernel address is no more. Nothing that could be passed over before is left of it.
+#[inline(always)]
+pub fn freed(task: u64) {
+    let unborn = Holder::unborn(task);
+    if holders::holds(unborn) {
+        holders::forget(unborn);
+    }
+    // With its first thread a process ends; one that gave its place to another by exec is no first one any more.
+    let leader: u64 = read(task + offset!(task_leader));
+    let process = process(task);
+    if leader == task && holders::holds(process) {
+        holders::forget(process);
+    }
+}
+
 /// A new task exists and has not run yet. Addresses in the kernel.
 #[inline(always)]
 pub fn forked(parent: u64, child: u64) {
     let from = process(parent);
     let to = process(child);
+    let unborn = Holder::unborn(child);
+    if holders::holds(unborn) {
+        holders::forget(unborn);
+    }
     if from == to || !holders::holds(from) {
         return;
     }

@@ -384,6 +384,20 @@ pub fn sk_free_security(ctx: LsmContext) -> i32 {
     respond::PERMIT
 }
 
+/// `int task_alloc(struct task_struct *task, unsigned long clone_flags)`, in the parent.
+#[lsm(hook = "task_alloc")]
+pub fn task_alloc(ctx: LsmContext) -> i32 {
+    lifecycle::conceived(ctx.arg::<*const u8>(0) as u64, ctx.arg::<u64>(1));
+    respond::PERMIT
+}
+
+/// `void task_free(struct task_struct *task)`
+#[lsm(hook = "task_free")]
+pub fn task_free(ctx: LsmContext) -> i32 {
+    lifecycle::freed(ctx.arg::<*const u8>(0) as u64);
+    respond::PERMIT
+}
+
 /// `void d_instantiate(struct dentry *dentry, struct inode *inode)`
 #[lsm(hook = "d_instantiate")]
 pub fn d_instantiate(ctx: LsmContext) -> i32 {

@@ -10,11 +10,13 @@ use enforcer_common::{
     facts::Task,
     ids::{BootNs, CgroupId, ExecutableKey, Generation, Tgid, Tid, Uid},
     tables::Cgroup,
+    tier,
 };
 
 use crate::{
-    kernel::{executable_key, read},
-    maps::{CGROUPS, GENERATION},
+    kernel::{constant, executable_key, read},
+    lifecycle,
+    maps::{CGROUPS, GENERATION, TIER},
     offset,
     tables::{KernelTables, settled},
 };
@@ -68,6 +70,10 @@ fn fill_holder(facts: &mut Task, task: u64) {
     facts.cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
     facts.tgid = ids().0;
     classify(facts);
+    if facts.instance.0 == 0 && constant(&TIER) != tier::FANOTIFY {
+        let leader: u64 = read(task + offset!(task_leader));
+        lifecycle::born(leader, u64::from(facts.tgid.0), facts.start.0);
+    }
 }
 
 /// Adds what the tables know of the task's cgroup. A cgroup has an entry from its creation on, made from

@@ -59,8 +59,10 @@ impl Hook {
     }
 }
 
-/// In the order of attaching: those that keep file keys up to date, the read gate, the call gate.
+/// In the order of attaching: those that follow processes and keep file keys up to date, the read gate, the call gate.
 const HOOKS: &[Hook] = &[
+    Hook::gate("task_alloc", "task_alloc", "security_task_alloc"),
+    Hook::notice("task_free", "security_task_free"),
     Hook::notice("d_instantiate", "security_d_instantiate"),
     Hook::gate("inode_rename", "inode_rename", "security_inode_rename"),
     Hook::gate("inode_copy_up", "inode_copy_up", "security_inode_copy_up"),
