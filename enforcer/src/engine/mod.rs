@@ -221,12 +221,10 @@ impl Engine {
         let mounts = mounts::on(self.files.watched());
         let changed = mounts != self.mounts;
         self.mounts = mounts;
-        // One may have come in the place, and with the number, of one that went: its directory is not watched.
-        let places = self.mounts.iter().map(|(_, place)| place.as_path());
-        changed
-            || self
-                .files
-                .is_unwatched(&mut self.loaded.ebpf, &places.collect())
+        // One may have come in the place, and with the number, of one that went: its directory is another.
+        let files = &self.files;
+        let mut places = self.mounts.iter().map(|(_, place)| place);
+        changed || places.any(|place| !files.is_watched(&mut self.loaded.ebpf, place))
     }
 
     /// Reads the bundle again and applies it, whole or not at all.

@@ -90,19 +90,19 @@ impl Files {
         self.watched.values().map(PathBuf::as_path)
     }
 
-    /// Whether the kernel does not watch one of these directories any more: it takes a watch out when the directory's
-    /// file system goes.
-    pub fn is_unwatched(&self, ebpf: &mut Ebpf, places: &BTreeSet<&Path>) -> bool {
-        if self.marks.is_some() {
-            // Marks are looked after by themselves.
-            return false;
+    /// Whether the directory that is now at this path is the one that is watched.
+    pub fn is_watched(&self, ebpf: &mut Ebpf, path: &Path) -> bool {
+        match capture(ebpf, path) {
+            Ok((keys, _)) => keys.iter().any(|key| {
+                self.watched
+                    .get(&key.inode)
+                    .is_some_and(|known| known == path)
+            }),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "a directory with credentials cannot be looked at");
+                false
+            }
         }
-        let mut maps = Maps(ebpf);
-        let mut here = self.watched.iter();
-        here.any(|(key, path)| {
-            places.contains(path.as_path())
-                && matches!(maps.get::<InodeKey, Watch>("WATCHES", key), Ok(None))
-        })
     }
 
     /// The path under which a protected file was found.

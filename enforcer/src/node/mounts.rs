@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 const MOUNTS: &str = "/proc/self/mountinfo";
 
 /// One mount: its number, which the kernel gives to another one later, and the place.
-pub type Mount = (u32, PathBuf);
+pub type Mount = (i32, PathBuf);
 
 /// The mounts on `places`.
 pub fn on<'a>(places: impl Iterator<Item = &'a Path>) -> BTreeSet<Mount> {
@@ -23,7 +23,7 @@ pub fn on<'a>(places: impl Iterator<Item = &'a Path>) -> BTreeSet<Mount> {
         .into_iter()
         .flatten()
         .filter(|mount| places.contains(mount.mount_point.as_path()))
-        .map(|mount| (mount.mnt_id as u32, mount.mount_point))
+        .map(|mount| (mount.mnt_id, mount.mount_point))
         .collect()
 }
 

@@ -204,8 +204,12 @@ pub const ATTACKS: &[Attack] = &[
             s.on(&bundle)?;
             let step = format!("read {place}/key");
             s.reads_as_is(&[&step])?;
+            // It sees only what came of it, and the kernel gives the second mount the first one's numbers.
+            s.scene.daemon()?.signal(Signal::SIGSTOP)?;
             drop(first);
-            let _second = Mounted::new("tmpfs", "tmpfs", place, "")?;
+            let second = Mounted::new("tmpfs", "tmpfs", place, "");
+            s.scene.daemon()?.signal(Signal::SIGCONT)?;
+            let _second = second?;
             write(format!("{place}/key"), "the secret itself\n")?;
             wait_for("the new file system to be protected", || {
                 let outcome = other().run([step.as_str()]).ok()?;
