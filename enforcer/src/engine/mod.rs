@@ -1,5 +1,6 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
+mod losses;
 mod status;
 mod swap;
 
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use enforcer_common::decide;
-use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Ring, Use, taken};
+use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Use, taken};
 use enforcer_common::ids::{CgroupId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid};
 use enforcer_common::iterate::HolderRecord;
 use enforcer_common::tables::{Cgroup, Credential, Holder, Versioned};
@@ -25,7 +26,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
-use crate::kernel::passed_over::{More, PassedOver};
+use crate::kernel::passed_over::PassedOver;
 use crate::kernel::rings::Records;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
@@ -33,6 +34,7 @@ use crate::node::mounts::{self, Mount};
 use crate::node::names::Names;
 use crate::node::{dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
+use losses::Unaccounted;
 use status::state;
 
 /// Why a bundle was not applied. What was in force stays in force.
@@ -86,15 +88,6 @@ struct InForce {
     policy: Arc<Policy>,
     generation: Generation,
     executables: BTreeMap<ExecutableKey, PathBuf>,
-}
-
-/// For whom something held could not be recorded, for want of room: they are judged as if they held too much.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
-struct Unaccounted {
-    /// Every process in no instance, until the daemon is started anew.
-    processes: bool,
-    /// Some instances, until they end.
-    instances: bool,
 }
 
 /// Everything the daemon knows.
@@ -589,83 +582,6 @@ impl Engine {
         }
     }
 
-    fn report_losses(&mut self) {
-        for ring in Ring::ALL {
-            let index = *ring as usize;
-            let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
-            let Ok(lost) = lost else { continue };
-            let lost = lost + self.gate.as_ref().map_or(0, |gate| gate.lost(*ring));
-            let new = lost - self.lost[index];
-            if new > 0 {
-                self.lost[index] = lost;
-                self.log.write(
-                    "lost",
-                    json!({"ring": ring.name(), "count": new, "total": lost}),
-                );
-            }
-        }
-    }
-
-    fn report_full_tables(&mut self) {
-        let count = std::mem::take(&mut self.table_full);
-        if count > 0 {
-            self.log.write(
-                "table-full",
-                json!({
-                    "count": count,
-                    "message": "a table of the kernel is full: what could not be recorded is refused",
-                }),
-            );
-        }
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let is_set = |maps: &mut Maps<'_>, index| maps.at::<u32>("UNACCOUNTED", index);
-        let now = is_set(&mut maps, 0).and_then(|processes| {
-            Ok(Unaccounted {
-                processes: processes != 0,
-                instances: is_set(&mut maps, 1)? != 0,
-            })
-        });
-        match now {
-            Ok(now) if now != self.unaccounted => {
-                self.unaccounted = now;
-                self.log.write("unaccounted", json!(now));
-            }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(
-                    "it cannot be told whether holders were recorded: {}",
-                    crate::chain(&error)
-                );
-            }
-        }
-    }
-
-    fn report_passed_over(&mut self) {
-        let more = match self.passed_over.look(&self.loaded) {
-            Ok(more) => more,
-            Err(error) => {
-                tracing::warn!(%error, "the kernel does not say how often programs were passed over");
-                return;
-            }
-        };
-        for More {
-            program,
-            count,
-            total,
-        } in more
-        {
-            self.log.write(
-                "passed-over",
-                json!({
-                    "program": program,
-                    "count": count,
-                    "total": total,
-                    "message": "the kernel did not call this program: another task on the same processor was interrupted in it",
-                }),
-            );
-        }
-    }
-
     /// What the decision would be for a task, see [`crate::control::Question`].
     pub fn explain(&self, question: &crate::control::Question) -> Value {
         let Some(in_force) = &self.in_force else {
@@ -688,16 +604,6 @@ impl Engine {
         self.in_force
             .as_ref()
             .map_or(IdentityId(0), |it| it.policy.identity_of(path))
-    }
-
-    /// Tells of records that arrived and will not be written, because the daemon stops.
-    pub fn unwritten(&mut self, count: usize) {
-        if count > 0 {
-            self.log.write(
-                "lost",
-                json!({"ring": "daemon", "count": count, "total": count}),
-            );
-        }
     }
 
     /// Says goodbye in the event log.

@@ -1,0 +1,110 @@
+//! What was not recorded, not told or not seen, and saying so.
+
+use enforcer_common::event::Ring;
+use serde_json::json;
+
+use super::Engine;
+use crate::kernel::maps::Maps;
+use crate::kernel::passed_over::More;
+
+/// For whom something held could not be recorded, for want of room: they are judged as if they held too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub(super) struct Unaccounted {
+    /// Every process in no instance, until the daemon is started anew.
+    processes: bool,
+    /// Some instances, until they end.
+    instances: bool,
+}
+
+impl Engine {
+    pub(super) fn report_losses(&mut self) {
+        for ring in Ring::ALL {
+            let index = *ring as usize;
+            let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
+            let Ok(lost) = lost else { continue };
+            let lost = lost + self.gate.as_ref().map_or(0, |gate| gate.lost(*ring));
+            let new = lost - self.lost[index];
+            if new > 0 {
+                self.lost[index] = lost;
+                self.log.write(
+                    "lost",
+                    json!({"ring": ring.name(), "count": new, "total": lost}),
+                );
+            }
+        }
+    }
+
+    pub(super) fn report_full_tables(&mut self) {
+        let count = std::mem::take(&mut self.table_full);
+        if count > 0 {
+            self.log.write(
+                "table-full",
+                json!({
+                    "count": count,
+                    "message": "a table of the kernel is full: what could not be recorded is refused; `enforcer status --tables` shows which, `run --holders` enlarges that of holders",
+                }),
+            );
+        }
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        let is_set = |maps: &mut Maps<'_>, index| maps.at::<u32>("UNACCOUNTED", index);
+        let now = is_set(&mut maps, 0).and_then(|processes| {
+            Ok(Unaccounted {
+                processes: processes != 0,
+                instances: is_set(&mut maps, 1)? != 0,
+            })
+        });
+        match now {
+            Ok(now) if now != self.unaccounted => {
+                self.unaccounted = now;
+                let message = "what somebody held could not be recorded: who may be meant is refused; start the daemon anew with a larger --holders";
+                self.log.write(
+                    "unaccounted",
+                    json!({"processes": now.processes, "instances": now.instances, "message": message}),
+                );
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    "it cannot be told whether holders were recorded: {}",
+                    crate::chain(&error)
+                );
+            }
+        }
+    }
+
+    pub(super) fn report_passed_over(&mut self) {
+        let more = match self.passed_over.look(&self.loaded) {
+            Ok(more) => more,
+            Err(error) => {
+                tracing::warn!(%error, "the kernel does not say how often programs were passed over");
+                return;
+            }
+        };
+        for More {
+            program,
+            count,
+            total,
+        } in more
+        {
+            self.log.write(
+                "passed-over",
+                json!({
+                    "program": program,
+                    "count": count,
+                    "total": total,
+                    "message": "the kernel did not call this program: another task on the same processor was interrupted in it",
+                }),
+            );
+        }
+    }
+
+    /// Tells of records that arrived and will not be written, because the daemon stops.
+    pub fn unwritten(&mut self, count: usize) {
+        if count > 0 {
+            self.log.write(
+                "lost",
+                json!({"ring": "daemon", "count": count, "total": count}),
+            );
+        }
+    }
+}
