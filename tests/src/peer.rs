@@ -37,7 +37,7 @@ pub const BASELINE: &str = "10.20.0.53:9000";
 /// Hands out secrets, as a cloud's metadata service does.
 pub const ENDPOINT: &str = "10.20.0.80:80";
 
-/// Accepts, and reads only after a while.
+/// Accepts, and reads only after it was sent a datagram.
 pub const SLOW: &str = "10.20.0.66:9001";
 /// Where clouds hand out secrets.
 pub const METADATA: [&str; 7] = [
@@ -168,16 +168,17 @@ fn set_up(interface: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps those who connect waiting, so that their sends block.
+/// Keeps those who connect waiting, so that their sends block, until a datagram says that it may read.
 fn listen_slowly(address: SocketAddr) -> Result<()> {
     let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
+    udp.set_read_timeout(Some(Duration::from_secs(30)))?;
     thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
-            thread::spawn(move || {
-                thread::sleep(Duration::from_millis(1500));
-                // It ends when the other side ends it.
-                let _ = io::copy(&mut stream, &mut io::sink());
-            });
+            // One at a time: so it is known for whom the datagram is.
+            let _ = udp.recv_from(&mut [0; 1024]);
+            // It ends when the other side ends it.
+            thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
         }
     });
     Ok(())

@@ -372,11 +372,20 @@ fn verdict(result: &Result<()>, start: Instant, log: &Path) -> String {
     match result {
         Ok(()) => format!("ok ({seconds:.1} s)"),
         Err(error) => format!(
-            "FAILED ({seconds:.1} s)\n{error:#}\nlast lines of {}:\n{}",
+            "FAILED ({seconds:.1} s)\n{error:#}\n{}last lines of {}:\n{}",
+            failures(&read(log)),
             log.display(),
             cmd::tail_of_file(log, LOG_LINES)
         ),
     }
+}
+
+/// A log's lines that name a failed case: in a long log they stand far above its end.
+fn failures(log: &str) -> String {
+    log.lines()
+        .filter(|line| line.starts_with("FAILED ") || line.ends_with("... FAILED"))
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn read(log: &Path) -> String {
@@ -413,6 +422,16 @@ mod tests {
         assert_eq!(kernels(USUAL), kernels(EVERYTHING));
         let mut named = EVERYTHING.iter().filter_map(|row| row.0);
         assert!(named.all(|name| name.parse::<Wanted>().is_ok()));
+    }
+
+    #[test]
+    fn failed_cases_are_shown_by_name() {
+        let log =
+            "ok a (1.0 s)\nFAILED b: got through (0.1 s)\ntest c ... FAILED\n1 passed, 2 failed\n";
+        assert_eq!(
+            failures(log),
+            "FAILED b: got through (0.1 s)\ntest c ... FAILED\n"
+        );
     }
 
     #[test]

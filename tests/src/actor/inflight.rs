@@ -2,10 +2,10 @@
 
 use std::{
     io::{IoSlice, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -25,6 +25,10 @@ use super::{
 
 /// More than what fits into the queues on both sides of a slow connection.
 const LONG: usize = 4 << 20;
+/// How long such a queue may take to empty, on an emulated machine.
+const DRAINED: Duration = Duration::from_secs(10);
+/// Who waits longer for what another process does is left over from a failure.
+const PATIENCE_SECS: u32 = 30;
 
 /// The steps of this file.
 pub fn perform(verb: &str, state: &mut State, words: &mut Words) -> Option<nix::Result<Done>> {
@@ -116,6 +120,8 @@ fn send_to_connected(fd: &OwnedFd, bytes: &[u8], flags: i32) -> nix::Result<usiz
 fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
     let to = words.address()?;
     let path = words.next()?;
+    let (hear, say) = unistd::pipe()?;
+    let waker = child(false, &|| wake(&hear, to))?;
     let fd = socket(family(to), libc::SOCK_STREAM, 0)?;
     connect(&fd, to)?;
     let mut flags = 0;
@@ -126,6 +132,7 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
     let length = if zero_copy { LONG / 4 } else { LONG };
     let buffer: &'static mut [u8] = Vec::leak(vec![0; length]);
     let (start, length) = (buffer.as_mut_ptr().addr(), buffer.len());
+    let connection = fd.try_clone().map_err(|error| errno(&error))?;
     let sender = thread::spawn(move || {
         // SAFETY: the buffer is never freed; the other thread changes it meanwhile, which is the attack, and
         // the kernel copies whatever is there.
@@ -143,10 +150,53 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
         // SAFETY: within the buffer, whose length is a multiple of the payload's.
         unsafe { ((start + at) as *mut u8).copy_from(PAYLOAD.as_ptr(), PAYLOAD.len()) };
     }
+    unistd::write(&say, b"!")?;
     let result: nix::Result<()> = sender.join().map_err(|_| Errno::ECANCELED)?;
-    // The slow one reads in the meantime; the end of the process would cut it off.
-    thread::sleep(Duration::from_millis(2000));
+    ended(waker)?;
+    drain(&connection)?;
     result.map(|()| Done::default())
+}
+
+/// Tells the slow one to read, once somebody says so: a process of its own, which holds nothing.
+fn wake(hear: &OwnedFd, slow: SocketAddr) -> nix::Result<()> {
+    unistd::alarm::set(PATIENCE_SECS);
+    unistd::read(hear, &mut [0])?;
+    let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| errno(&error))?;
+    let sent = socket.send_to(b"go on", slow);
+    sent.map(drop).map_err(|error| errno(&error))
+}
+
+/// Waits until all was acknowledged, or the connection is no more: the end of the process would cut it off.
+fn drain(connection: &OwnedFd) -> nix::Result<()> {
+    let end = Instant::now() + DRAINED;
+    let mut queued: libc::c_int = 1;
+    while queued > 0 && is_established(connection)? && Instant::now() < end {
+        thread::sleep(Duration::from_millis(20));
+        // SAFETY: the request writes one integer.
+        Errno::result(unsafe {
+            libc::ioctl(connection.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued)
+        })?;
+    }
+    Ok(())
+}
+
+fn is_established(connection: &OwnedFd) -> nix::Result<bool> {
+    /// `TCP_ESTABLISHED`.
+    const ESTABLISHED: u8 = 1;
+    // The first byte of `struct tcp_info` is the state.
+    let mut state = 0_u8;
+    let mut length: libc::socklen_t = 1;
+    // SAFETY: the kernel writes at most the given length.
+    Errno::result(unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(state == ESTABLISHED)
 }
 
 /// Answers one who connects, with the payload.
