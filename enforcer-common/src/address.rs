@@ -145,6 +145,21 @@ impl Destination {
         }
     }
 
+    /// What was done to the enforcer, where a record has no destination: three words, which mean what the gate says.
+    #[inline(always)]
+    pub const fn detail(words: [u64; 3]) -> Self {
+        let [high, low, transport] = words;
+        Self {
+            address: Address { high, low },
+            transport,
+        }
+    }
+
+    /// The words of [`Destination::detail`].
+    pub const fn as_detail(&self) -> [u64; 3] {
+        [self.address.high, self.address.low, self.transport]
+    }
+
     /// Family, type and protocol, if this is a kind of socket.
     pub const fn as_socket(&self) -> Option<(u32, u32, u32)> {
         if self.transport != Self::SOCKET {

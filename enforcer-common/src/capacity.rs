@@ -83,3 +83,6 @@ pub const SHARES: u32 = 4_096;
 /// Sockets of holders, where their records cannot be kept with the sockets themselves. A packet of a socket
 /// without a record is judged by its cgroup alone.
 pub const SOCKET_RECORDS: u32 = 65_536;
+
+/// Programs, maps and links of the daemon: about fifty of each.
+pub const OWN_OBJECTS: u32 = 256;

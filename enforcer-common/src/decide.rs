@@ -8,12 +8,13 @@
 //!   verifier does not know: a hundred thousand instructions instead of millions.
 
 use crate::address::{Address, Destination};
-use crate::branchless::{all_ones, less, opaque, reload};
+use crate::branchless::{all_ones, is_zero, less, opaque, reload};
 use crate::capacity::HELD_PER_HOLDER;
 use crate::facts::Task;
 use crate::ids::{BootNs, CredentialId, EntitlementId, SubjectId};
 use crate::tables::{
-    Bundle, Credential, CredentialKey, Grant, GrantKey, Holder, HolderKey, SubjectKey, Tables,
+    Bundle, Credential, CredentialKey, Grant, GrantKey, Holder, HolderKey, Subject, SubjectKey,
+    Tables,
 };
 use crate::verdict::{Reason, Verdict};
 
@@ -21,10 +22,10 @@ use crate::verdict::{Reason, Verdict};
 /// word, and those that would with another executable in the lower.
 type Subjects = [u64; SubjectKey::MASKS as usize];
 
-/// Fills in the workloads `task` belongs to. Returns 1 if it is trusted.
+/// Fills in the workloads `task` belongs to. Returns the bits of its standing, as of [`Subject::standing`].
 #[inline(never)]
 fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mut Subjects) -> u64 {
-    let mut trusted = bundle.zero;
+    let mut standing = bundle.zero;
     let mut mask = 0;
     while mask < found.len() as u64 {
         let current = mask as usize & (found.len() - 1);
@@ -38,10 +39,10 @@ fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mu
             ))
         {
             found[current] = u64::from(subject.matched.0) << 32 | u64::from(subject.near.0);
-            trusted |= u64::from(subject.trusted);
+            standing |= u64::from(subject.standing);
         }
     }
-    trusted
+    standing
 }
 
 /// What is known of an answer, with the entitlement behind it, in one number: the smaller, the more it
@@ -152,10 +153,10 @@ pub fn read<T: Tables>(tables: &T, now: BootNs, task: &Task, credential: Credent
         return Verdict::PASS;
     };
     let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
-    let trusted = find_subjects(tables, bundle, task, &mut subjects);
+    let standing = find_subjects(tables, bundle, task, &mut subjects);
     let verdict = search(tables, now, &Destination::NONE, &subjects, credential)
         .or(unmatched(bundle, task, info))
-        .or(if_trusted(bundle, trusted))
+        .or(if_trusted(bundle, standing))
         .verdict(bundle, now, credential);
     // The daemon's canaries are refused, and only refused, whatever the bundle says of others.
     if info.has(Credential::PROCESS_ONLY) {
@@ -185,7 +186,8 @@ pub fn reach<T: Tables>(
         return Verdict::PASS;
     }
     let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
-    if find_subjects(tables, bundle, task, &mut subjects) != 0 {
+    let standing = find_subjects(tables, bundle, task, &mut subjects);
+    if standing & u64::from(Subject::TRUSTED) != 0 {
         return Verdict::PASS;
     }
     let nothing = Rank::bare(bundle, Rank::denied(Reason::BundleExpired)).in_slot(Rank::NO_SLOT);
@@ -241,7 +243,28 @@ pub fn reach<T: Tables>(
     }
     key.slot = answer.slot();
     let credential = tables.held(&key).unwrap_or_default();
-    answer.verdict(bundle, now, credential)
+    let verdict = answer.verdict(bundle, now, credential);
+    // A permission has no bit of a reason set.
+    let permitted = is_zero(u64::from(verdict.reason()));
+    let degraded = all_ones(permitted & u64::from(reload(&bundle.degraded) & 1));
+    Verdict(verdict.0 | Reason::Degraded as u64 & degraded)
+}
+
+/// May `task` do something to the enforcer itself? Before the first bundle there is nothing to protect.
+#[inline(never)]
+pub fn tamper<T: Tables>(tables: &T, now: BootNs, task: &Task) -> Verdict {
+    let Some(bundle) = tables.bundle() else {
+        return Verdict::PASS;
+    };
+    let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
+    let standing = find_subjects(tables, bundle, task, &mut subjects);
+    let mut rank = Rank::denied(Reason::NoEntitlement);
+    if standing & u64::from(Subject::MAINTENANCE) != 0 {
+        rank = Rank::PERMITTED;
+    }
+    Rank::bare(bundle, rank)
+        .verdict(bundle, now, CredentialId(0))
+        .blocked()
 }
 
 /// What a holder does that no entitlement can permit, such as having a raw socket: denied with `reason`, unless
@@ -296,9 +319,10 @@ fn unmatched(bundle: &Bundle, task: &Task, info: Credential) -> Rank {
     )
 }
 
-/// The answer for a trusted task; if `trusted` is 0, one that every other is better than.
+/// The answer for a trusted task; without that standing, one that every other is better than.
 #[inline(always)]
-fn if_trusted(bundle: &Bundle, trusted: u64) -> Rank {
+fn if_trusted(bundle: &Bundle, standing: u64) -> Rank {
+    let trusted = standing & u64::from(Subject::TRUSTED);
     Rank(Rank::bare(bundle, Rank::TRUSTED).0 | all_ones(trusted ^ 1))
 }
 

@@ -12,6 +12,8 @@ code!(
         Read = 1 => "read",
         /// A holder sent or connected.
         Reach = 2 => "reach",
+        /// Something was done to the enforcer itself.
+        Tamper = 3 => "tamper",
     }
 );
 
@@ -30,7 +32,7 @@ code!(
         CgroupSendmsg = 5 => "cgroup_sendmsg",
         /// cgroup skb egress.
         Packet = 6 => "packet",
-        /// LSM `file_permission`: a read through an open descriptor.
+        /// LSM `file_permission`: a read through an open descriptor; of a tampering, a write.
         FilePermission = 7 => "file_permission",
         /// LSM `mmap_file`.
         MmapFile = 8 => "mmap_file",
@@ -48,6 +50,20 @@ code!(
         UnixMaySend = 14 => "unix_may_send",
         /// A program was started with a credential in its environment.
         Exec = 15 => "exec",
+        /// LSM `task_kill`.
+        TaskKill = 16 => "task_kill",
+        /// LSM `task_setrlimit`.
+        TaskSetrlimit = 17 => "task_setrlimit",
+        /// LSM `task_setnice`.
+        TaskSetnice = 18 => "task_setnice",
+        /// LSM `task_setscheduler`.
+        TaskSetscheduler = 19 => "task_setscheduler",
+        /// LSM `task_setioprio`.
+        TaskSetioprio = 20 => "task_setioprio",
+        /// LSM `bpf`.
+        Bpf = 21 => "bpf",
+        /// Tracepoint `cgroup_attach_task`, which can only tell.
+        CgroupAttach = 22 => "cgroup_attach_task",
         /// A permission event, answered by the daemon.
         Fanotify = 64 => "fanotify",
     }
@@ -73,7 +89,7 @@ pub struct Use {
     pub time: BootNs,
     /// The task; for [`Gate::Packet`] the one last seen with the socket.
     pub task: Task,
-    /// The destination of a reach; all zero for a read.
+    /// The destination of a reach; of a tampering what was done, see [`Destination::detail`]; all zero for a read.
     pub destination: Destination,
     /// The file of a read; all zero for a reach.
     pub file: InodeKey,
@@ -87,7 +103,7 @@ pub struct Use {
     pub tid: Tid,
     /// Parent process.
     pub parent: crate::ids::Tgid,
-    /// The process whose memory was read; 0 for all else.
+    /// The process whose memory was read, or that something was done to; 0 for all else.
     pub target: crate::ids::Tgid,
     /// A [`Kind`].
     pub kind: u8,

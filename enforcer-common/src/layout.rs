@@ -49,6 +49,8 @@ offsets! {
     inode_ctime_nsec = "inode".["i_ctime_nsec"|"__i_ctime+8"|"i_ctime+8"],
     /// Device of a superblock.
     sb_dev = "super_block".["s_dev"],
+    /// Kind of a file system.
+    sb_magic = "super_block".["s_magic"],
     /// Parent directory's entry.
     dentry_parent = "dentry".["d_parent"],
     /// The entry's inode.
@@ -71,6 +73,14 @@ offsets! {
     task_parent = "task_struct".["real_parent"],
     /// Thread id in the initial namespace.
     task_pid = "task_struct".["pid"],
+    /// A task's places in the lists of its ids, the thread's id first.
+    task_pid_links = "task_struct".["pid_links"],
+    /// The tasks with an id, as a thread's id first.
+    pid_tasks = "pid".["tasks"],
+    /// The id that a file in procfs is about.
+    proc_inode_pid = "proc_inode".["pid"],
+    /// The inode of such a file.
+    proc_inode_vfs = "proc_inode".["vfs_inode"],
     /// What a task may do, and as whom.
     task_cred = "task_struct".["cred"],
     /// Name of a thread.

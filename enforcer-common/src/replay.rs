@@ -1,8 +1,12 @@
 //! How a case travels to the kernel and its verdict back, for comparing kernel and host.
 
 use crate::address::Destination;
+use crate::decide;
+use crate::event::Kind;
 use crate::facts::Task;
 use crate::ids::{BootNs, CredentialId};
+use crate::tables::Tables;
+use crate::verdict::Verdict;
 
 /// Where the case begins in the packet: after an Ethernet header, which `BPF_PROG_TEST_RUN` takes off
 /// and a classifier sees again, and padding.
@@ -23,8 +27,20 @@ pub struct Case {
     pub destination: Destination,
     /// The credential of a read.
     pub credential: CredentialId,
-    /// 1 for a reach, 0 for a read.
-    pub is_reach: u32,
+    /// What is asked, a [`Kind`].
+    pub kind: u32,
+}
+
+/// Asks what the case asks.
+#[inline(always)]
+pub fn answer<T: Tables>(tables: &T, case: &Case) -> Verdict {
+    if case.kind == Kind::Reach as u32 {
+        decide::reach(tables, case.now, &case.task, &case.destination)
+    } else if case.kind == Kind::Tamper as u32 {
+        decide::tamper(tables, case.now, &case.task)
+    } else {
+        decide::read(tables, case.now, &case.task, case.credential)
+    }
 }
 
 const _: () = assert!(size_of::<Case>() == 104);

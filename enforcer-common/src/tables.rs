@@ -69,8 +69,10 @@ pub struct Bundle {
     pub masks: u8,
     /// 1 if some credential is an environment variable.
     pub environment: u8,
+    /// 1 while a canary of this node gets through: then no holder may reach anything.
+    pub degraded: u8,
     /// Always 0.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// Always 0, which the verifier cannot know: see [`crate::decide`].
     pub zero: u64,
 }
@@ -169,8 +171,15 @@ pub struct Subject {
     pub matched: SubjectId,
     /// The workloads that it would belong to with another executable.
     pub near: SubjectId,
-    /// 1 if it is one of the bundle's trusted workloads.
-    pub trusted: u32,
+    /// [`Subject::TRUSTED`] and [`Subject::MAINTENANCE`].
+    pub standing: u32,
+}
+
+impl Subject {
+    /// It is one of the bundle's trusted workloads.
+    pub const TRUSTED: u32 = 1;
+    /// It is one of the bundle's maintenance tools.
+    pub const MAINTENANCE: u32 = 2;
 }
 
 word_key!(
@@ -370,6 +379,20 @@ pub const CGROUP_NAME_BYTES: usize = 192;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(8))]
 pub struct CgroupName(pub [u8; CGROUP_NAME_BYTES]);
+
+word_key!(
+    /// Key of the table of the daemon's own programs, maps and links: the command of `bpf(2)` that opens one by its
+    /// number, and the number.
+    OwnObject[1]
+);
+
+impl OwnObject {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(command: u32, number: u32) -> Self {
+        Self([(command as u64) << 32 | number as u64])
+    }
+}
 
 word_key!(
     /// Key of the endpoints table.
@@ -599,6 +622,7 @@ sizes! {
     Cgroup = 24,
     CgroupName = 192,
     EndpointKey = 24,
+    OwnObject = 8,
     SocketName = 136,
     Variable = 72,
     Watch = 16,
@@ -611,7 +635,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 496,
+    crate::layout::Offsets = 536,
     crate::iterate::Wanted = 8,
     CgroupId = 8,
     Generation = 4,

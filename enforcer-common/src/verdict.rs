@@ -63,6 +63,8 @@ code!(
         TooManyHeld = 14 => "too-many-held",
         /// The bundle itself has expired.
         BundleExpired = 15 => "bundle-expired",
+        /// A canary of this node got through: until none does, no holder may reach anything.
+        Degraded = 16 => "degraded",
     }
 );
 
@@ -89,8 +91,8 @@ code!(
 /// The answer of [`crate::decide::read`] and [`crate::decide::reach`], in one word: a function that returns
 /// more would leave a stack pointer in the register of results, which the verifier refuses.
 ///
-/// Bits 0 to 3 are the [`Reason`] of a denial or 0, bit 4 is set if anything was decided, bit 5 if the task
-/// is trusted, bit 6 is the [`Mode`], bit 7 the [`Action`]; 28 bits each of entitlement and credential follow.
+/// Bits 0 to 4 are the [`Reason`] of a denial or 0, bit 5 is set if anything was decided, bit 6 if the task
+/// is trusted, bit 7 is the [`Mode`], bit 8 the [`Action`]; 27 bits of the entitlement and 28 of the credential follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Verdict(pub u64);
@@ -99,15 +101,16 @@ impl Verdict {
     /// Nothing to decide: not a protected object, or not a holder. Nothing is recorded.
     pub const PASS: Self = Self(0);
 
-    const GOVERNED: u64 = 1 << 4;
-    const TRUSTED: u64 = 1 << 5;
-    const MODE_SHIFT: u32 = 6;
-    const ACTION_SHIFT: u32 = 7;
-    const ENTITLEMENT_SHIFT: u32 = 8;
+    const REASON: u64 = 0x1f;
+    const GOVERNED: u64 = 1 << 5;
+    const TRUSTED: u64 = 1 << 6;
+    const MODE_SHIFT: u32 = 7;
+    const ACTION_SHIFT: u32 = 8;
+    const ENTITLEMENT_SHIFT: u32 = 9;
     const CREDENTIAL_SHIFT: u32 = 36;
 
     /// Largest number of an entitlement or a credential.
-    pub const ID_MAX: u32 = (1 << 28) - 1;
+    pub const ID_MAX: u32 = (1 << 27) - 1;
 
     /// What was decided. `reason` is 0 for allow; of `mode` and `action` the lowest bit counts.
     #[inline(always)]
@@ -120,9 +123,9 @@ impl Verdict {
         entitlement: EntitlementId,
     ) -> Self {
         Self(
-            (reason & 0xf)
+            (reason & Self::REASON)
                 | Self::GOVERNED
-                | (trusted as u64) << 5
+                | (trusted as u64) << 6
                 | (mode & 1) << Self::MODE_SHIFT
                 | (action & 1) << Self::ACTION_SHIFT
                 | ((entitlement.0 & Self::ID_MAX) as u64) << Self::ENTITLEMENT_SHIFT
@@ -133,13 +136,19 @@ impl Verdict {
     /// The same, but denied for this reason.
     #[inline(always)]
     pub const fn because(self, reason: Reason) -> Self {
-        Self(self.0 & !0xf | Self::GOVERNED | reason as u64)
+        Self(self.0 & !Self::REASON | Self::GOVERNED | reason as u64)
     }
 
     /// The same, but in enforce mode and without more than a refusal.
     #[inline(always)]
     pub const fn enforced(self) -> Self {
-        Self((self.0 | 1 << Self::MODE_SHIFT) & !(1 << Self::ACTION_SHIFT))
+        Self(self.blocked().0 | 1 << Self::MODE_SHIFT)
+    }
+
+    /// The same, but without more than a refusal.
+    #[inline(always)]
+    pub const fn blocked(self) -> Self {
+        Self(self.0 & !(1 << Self::ACTION_SHIFT))
     }
 
     /// Why it is denied; `None` allows.
@@ -151,7 +160,7 @@ impl Verdict {
     /// The [`Reason`] as a number; 0 allows.
     #[inline(always)]
     pub const fn reason(self) -> u8 {
-        (self.0 & 0xf) as u8
+        (self.0 & Self::REASON) as u8
     }
 
     /// Whether anything was decided at all. If not, nothing is recorded.

@@ -7,22 +7,24 @@ use std::collections::BTreeSet;
 use enforcer_common::capacity::HELD_PER_HOLDER;
 use enforcer_common::decide;
 use enforcer_common::ids::{BootNs, CredentialId, ScopeId};
-use enforcer_common::tables::{Bundle, Credential, Grant, Grants};
+use enforcer_common::tables::{Bundle, Credential, Grant, Grants, Subject};
 use enforcer_common::verdict::{Reason, Verdict};
 use proptest::prelude::*;
 use world::{DESTINATIONS, Selector, World, WorldTables, destination, program, world};
 
 /// What is decided on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Use {
     Read(u32),
     Reach(usize),
+    Tamper,
 }
 
 fn any_use() -> impl Strategy<Value = Use> {
     prop_oneof![
         (1..5_u32).prop_map(Use::Read),
-        (0..DESTINATIONS).prop_map(Use::Reach)
+        (0..DESTINATIONS).prop_map(Use::Reach),
+        Just(Use::Tamper),
     ]
 }
 
@@ -33,6 +35,7 @@ fn decide(world: &World, what: Use) -> Verdict {
             decide::read(&tables, world.now, &world.task, CredentialId(credential))
         }
         Use::Reach(index) => decide::reach(&tables, world.now, &world.task, &destination(index)),
+        Use::Tamper => decide::tamper(&tables, world.now, &world.task),
     }
 }
 
@@ -70,9 +73,13 @@ impl Oracle<'_> {
             && uid.is_none_or(|uid| task.uid.0 == uid)
     }
 
-    fn is_trusted(&self) -> bool {
+    fn stands(&self, standing: u32) -> bool {
         let mut subjects = self.world.subjects.iter();
-        subjects.any(|(selector, subject)| self.fits(selector) && subject.trusted == 1)
+        subjects.any(|(selector, subject)| self.fits(selector) && subject.standing & standing != 0)
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.stands(Subject::TRUSTED)
     }
 
     /// The entitlements to a credential of all workloads that the task belongs to, with their slots.
@@ -181,11 +188,19 @@ impl Oracle<'_> {
         if self.is_trusted() || (governed.is_empty() && !overflow) {
             return Answer::Pass;
         }
+        match self.reach_of(&governed, overflow, to) {
+            Answer::Allow if self.bundle.degraded != 0 => Answer::Deny(Reason::Degraded),
+            answer => answer,
+        }
+    }
+
+    fn reach_of(&self, governed: &[u32], overflow: bool, to: usize) -> Answer {
         if (0..32).any(|slot| self.covers(self.bundle.baseline, slot, to)) {
             return self.permitted();
         }
         let (permitting, denying): (Vec<u32>, Vec<u32>) = governed
-            .into_iter()
+            .iter()
+            .copied()
             .partition(|credential| self.permits(*credential, Some(to)));
         let forbidden = denying
             .iter()
@@ -202,6 +217,13 @@ impl Oracle<'_> {
         }
         most_specific(&reasons)
     }
+
+    fn tamper(&self) -> Answer {
+        if self.stands(Subject::MAINTENANCE) {
+            return self.permitted();
+        }
+        Answer::Deny(Reason::NoEntitlement)
+    }
 }
 
 fn most_specific(reasons: &BTreeSet<Reason>) -> Answer {
@@ -217,6 +239,7 @@ fn oracle(world: &World, what: Use) -> Answer {
     match what {
         Use::Read(credential) => oracle.read(credential),
         Use::Reach(to) => oracle.reach(to),
+        Use::Tamper => oracle.tamper(),
     }
 }
 
@@ -230,6 +253,7 @@ enum Tightening {
     Shrink(usize, usize, u32),
     Exclusive(u32),
     Expire(u64),
+    Degrade,
     NoBaseline,
     DropSubject(prop::sample::Index),
     Distrust,
@@ -246,6 +270,7 @@ fn tightening() -> impl Strategy<Value = Tightening> {
         (0..4_usize, 0..DESTINATIONS, 0..16_u32).prop_map(|(s, to, bits)| Shrink(s, to, bits)),
         (1..4_u32).prop_map(Exclusive),
         (0..10_u64).prop_map(Expire),
+        Just(Degrade),
         Just(NoBaseline),
         any::<prop::sample::Index>().prop_map(DropSubject),
         Just(Distrust),
@@ -285,6 +310,11 @@ fn tighten(world: &mut World, change: &Tightening) {
                 bundle.expires = bundle.expires.min(BootNs(*at));
             }
         }
+        Tightening::Degrade => {
+            if let Some(bundle) = &mut world.bundle {
+                bundle.degraded = 1;
+            }
+        }
         Tightening::NoBaseline => {
             if let Some(bundle) = &mut world.bundle {
                 bundle.baseline = ScopeId(0);
@@ -298,7 +328,7 @@ fn tighten(world: &mut World, change: &Tightening) {
         }
         Tightening::Distrust => {
             for subject in world.subjects.values_mut() {
-                subject.trusted = 0;
+                subject.standing = 0;
             }
         }
     }
@@ -326,6 +356,10 @@ proptest! {
                     (credential, None)
                 }
                 Use::Reach(to) => (verdict.credential().0, Some(to)),
+                Use::Tamper => {
+                    prop_assert!(oracle.stands(Subject::MAINTENANCE));
+                    return Ok(());
+                }
             };
             let entitlements = oracle.entitlements(by);
             let named = entitlements
@@ -364,6 +398,7 @@ proptest! {
             };
             let expired = verdict.denied() == Some(Reason::BundleExpired);
             let mode = if expired { bundle.on_expiry } else { mode };
+            let action = if what == Use::Tamper { 0 } else { action };
             prop_assert_eq!((verdict.mode() as u8, verdict.action() as u8), (mode, action));
         }
     }
@@ -395,9 +430,11 @@ proptest! {
     #[test]
     fn invariant_trusted_passes(mut world in world(), what in any_use()) {
         let anybody = (None, None, None);
-        world.subjects.entry(anybody).or_default().trusted = 1;
+        world.subjects.entry(anybody).or_default().standing = Subject::TRUSTED;
         let verdict = decide(&world, what);
-        prop_assert_eq!(verdict.denied(), None);
-        prop_assert!(verdict.trusted() || !verdict.governed());
+        if what != Use::Tamper {
+            prop_assert_eq!(verdict.denied(), None);
+            prop_assert!(verdict.trusted() || !verdict.governed());
+        }
     }
 }

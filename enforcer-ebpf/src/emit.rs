@@ -75,6 +75,12 @@ impl<'a> Object<'a> {
         Self::new(&NO_DESTINATION, Kind::Read, u64::from(of.0) << 32)
     }
 
+    /// Something that is done to a process of the enforcer's.
+    #[inline(always)]
+    pub fn tamper(what: &'a Destination, target: Tgid) -> Self {
+        Self::new(what, Kind::Tamper, u64::from(target.0) << 32)
+    }
+
     /// What has no name of its own.
     #[inline(always)]
     pub fn nothing(kind: Kind) -> Self {

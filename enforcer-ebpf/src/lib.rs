@@ -25,6 +25,7 @@ pub mod packet;
 pub mod respond;
 pub mod socket;
 pub mod tables;
+pub mod tamper;
 pub mod task;
 pub mod unix;
 pub mod watch;

@@ -295,7 +295,7 @@ pub fn id(cgroup: u64) -> CgroupId {
 
 /// Kernel address of a cgroup's parent, or 0 for the root.
 #[inline(always)]
-fn parent(cgroup: u64) -> u64 {
+pub fn parent(cgroup: u64) -> u64 {
     let own_state = offset!(cgroup_self);
     let state: u64 = read(cgroup + own_state + offset!(css_parent));
     if state == 0 { 0 } else { state - own_state }

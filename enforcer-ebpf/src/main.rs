@@ -42,9 +42,11 @@ use enforcer_ebpf::{
     memory, offset, packet, respond,
     socket::{self, Handle, INET, INET6},
     tables::{KernelTables, blur},
-    task, unix, watch,
+    tamper, task, unix, watch,
 };
 
+/// `MAY_WRITE`.
+const MAY_WRITE: u32 = 2;
 /// `MAY_READ`.
 const MAY_READ: u32 = 4;
 /// `SOCK_TYPE_MASK`.
@@ -57,12 +59,16 @@ pub fn file_open(ctx: LsmContext) -> i32 {
     respond::lsm(unsafe { file::opened(ctx.arg(0)) })
 }
 
-/// `int file_permission(struct file *file, int mask)`: before each read of an open file, whoever opened it.
+/// `int file_permission(struct file *file, int mask)`: before each read and write of an open file, whoever opened it.
 #[lsm(hook = "file_permission")]
 pub fn file_permission(ctx: LsmContext) -> i32 {
-    let mask: u32 = ctx.arg(1);
+    let (file, mask): (*const u8, u32) = (ctx.arg(0), ctx.arg(1));
     // SAFETY: never null.
-    respond::lsm(mask & MAY_READ != 0 && unsafe { file::used(ctx.arg(0), Gate::FilePermission) })
+    let refuse = unsafe {
+        mask & MAY_READ != 0 && file::used(file, Gate::FilePermission)
+            || mask & MAY_WRITE != 0 && tamper::written(file)
+    };
+    respond::lsm(refuse)
 }
 
 /// `int mmap_file(struct file *file, unsigned long reqprot, unsigned long prot, unsigned long flags)`
@@ -88,7 +94,8 @@ pub fn file_receive(ctx: LsmContext) -> i32 {
 /// another process.
 #[lsm(hook = "ptrace_access_check")]
 pub fn ptrace_access_check(ctx: LsmContext) -> i32 {
-    respond::lsm(memory::accessed(ctx.arg::<*const u8>(0) as u64, ctx.arg(1)))
+    let (target, mode) = (ctx.arg::<*const u8>(0) as u64, ctx.arg(1));
+    respond::lsm(tamper::traced(target, mode) || memory::accessed(target, mode))
 }
 
 /// `int unix_stream_connect(struct sock *sock, struct sock *other, struct sock *newsk)`
@@ -440,6 +447,50 @@ pub fn inode_free_security(ctx: LsmContext) -> i32 {
     respond::PERMIT
 }
 
+/// `int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`
+#[lsm(hook = "task_kill")]
+pub fn task_kill(ctx: LsmContext) -> i32 {
+    let target = ctx.arg::<*const u8>(0) as u64;
+    respond::lsm(tamper::signalled(target, ctx.arg(2)))
+}
+
+/// `int task_setrlimit(struct task_struct *p, unsigned int resource, struct rlimit *new_rlim)`
+#[lsm(hook = "task_setrlimit")]
+pub fn task_setrlimit(ctx: LsmContext) -> i32 {
+    limits(&ctx, Gate::TaskSetrlimit, ctx.arg::<u32>(1))
+}
+
+/// `int task_setnice(struct task_struct *p, int nice)`
+#[lsm(hook = "task_setnice")]
+pub fn task_setnice(ctx: LsmContext) -> i32 {
+    limits(&ctx, Gate::TaskSetnice, ctx.arg::<u32>(1))
+}
+
+/// `int task_setscheduler(struct task_struct *p)`: its policy, or the processors it may run on.
+#[lsm(hook = "task_setscheduler")]
+pub fn task_setscheduler(ctx: LsmContext) -> i32 {
+    limits(&ctx, Gate::TaskSetscheduler, 0)
+}
+
+/// `int task_setioprio(struct task_struct *p, int ioprio)`
+#[lsm(hook = "task_setioprio")]
+pub fn task_setioprio(ctx: LsmContext) -> i32 {
+    limits(&ctx, Gate::TaskSetioprio, ctx.arg::<u32>(1))
+}
+
+#[inline(always)]
+fn limits(ctx: &LsmContext, gate: Gate, what: u32) -> i32 {
+    let target = ctx.arg::<*const u8>(0) as u64;
+    respond::lsm(tamper::limited(target, gate, u64::from(what)))
+}
+
+/// `int bpf(int cmd, union bpf_attr *attr, unsigned int size)`; from 6.15 on a fourth says whether the kernel asks.
+#[lsm(hook = "bpf")]
+pub fn bpf(ctx: LsmContext) -> i32 {
+    let attributes = ctx.arg::<*const u8>(1) as u64;
+    respond::hidden(tamper::opened_by_number(ctx.arg(0), attributes))
+}
+
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, in the parent, before the
 /// child can run.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -496,10 +547,9 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 /// bool threadgroup)`
 #[btf_tracepoint(function = "cgroup_attach_task")]
 pub fn cgroup_attach_task(ctx: BtfTracePointContext) -> i32 {
-    lifecycle::attached(
-        ctx.arg::<*const u8>(0) as u64,
-        ctx.arg::<*const u8>(2) as u64,
-    );
+    let task = ctx.arg::<*const u8>(2) as u64;
+    lifecycle::attached(ctx.arg::<*const u8>(0) as u64, task);
+    tamper::moved(task);
     0
 }
 

@@ -13,8 +13,8 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey, EndpointKey,
-        GrantKey, Grants, HolderKey, Share, SocketName, SocketRecord, Subject, SubjectKey,
-        Versioned, Watch,
+        GrantKey, Grants, HolderKey, OwnObject, Share, SocketName, SocketRecord, Subject,
+        SubjectKey, Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -34,6 +34,7 @@ pub static OFFSETS: Offsets = Offsets {
     inode_ctime_sec: 0,
     inode_ctime_nsec: 0,
     sb_dev: 0,
+    sb_magic: 0,
     dentry_parent: 0,
     dentry_inode: 0,
     dentry_name: 0,
@@ -45,6 +46,10 @@ pub static OFFSETS: Offsets = Offsets {
     task_ptrace: 0,
     task_parent: 0,
     task_pid: 0,
+    task_pid_links: 0,
+    pid_tasks: 0,
+    proc_inode_pid: 0,
+    proc_inode_vfs: 0,
     task_cred: 0,
     task_comm: 0,
     cred_uid: 0,
@@ -107,6 +112,15 @@ pub static NO_RECORD: SocketRecord = SocketRecord::NONE;
 /// Process of the daemon, whose own opens are captures and not uses.
 #[map]
 pub static DAEMON: Array<Tgid> = Array::with_max_entries(1, 0);
+
+/// Kernel address of the daemon's first thread, once it has opened a file.
+#[map]
+pub static DAEMON_TASK: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Programs, maps and links of the daemon.
+#[map]
+pub static OWN_OBJECTS: HashMap<OwnObject, u32> =
+    HashMap::with_max_entries(capacity::OWN_OBJECTS, BPF_F_NO_PREALLOC);
 
 /// The generation in force; one store swaps the bundle.
 #[map]

@@ -14,8 +14,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use enforcer_common::{
-    decide,
-    replay::{CASE_OFFSET, Case, VERDICT_OFFSET},
+    replay::{self, CASE_OFFSET, Case, VERDICT_OFFSET},
     verdict::Verdict,
 };
 use enforcer_ebpf::tables::KernelTables;
@@ -37,11 +36,7 @@ pub fn replay(ctx: TcContext) -> i32 {
     if failed != 0 {
         return -1;
     }
-    let verdict = if case.is_reach != 0 {
-        decide::reach(&KernelTables, case.now, &case.task, &case.destination)
-    } else {
-        decide::read(&KernelTables, case.now, &case.task, case.credential)
-    };
+    let verdict = replay::answer(&KernelTables, &case);
     // SAFETY: as above, in the other direction.
     let failed = unsafe {
         bpf_skb_store_bytes(

@@ -15,6 +15,9 @@ pub const REFUSE: i32 = -1;
 /// What an LSM hook returns to let the call go on.
 pub const PERMIT: i32 = 0;
 
+/// What a hook returns to hide something: `-ENOENT`. Whoever lists everybody's programs goes on to the next one.
+const ABSENT: i32 = -2;
+
 const SIGKILL: u32 = 9;
 
 /// Carries out a verdict on the current task's call. Returns what was done, one of [`taken`].
@@ -44,6 +47,16 @@ pub fn lsm(refuse: bool) -> i32 {
     // Opaque, or the compiler negates the flag, of which the verifier only knows that it is a number.
     if opaque(u64::from(refuse)) != 0 {
         REFUSE
+    } else {
+        PERMIT
+    }
+}
+
+/// The same, where what is refused is not to be there at all.
+#[inline(always)]
+pub fn hidden(hide: bool) -> i32 {
+    if opaque(u64::from(hide)) != 0 {
+        ABSENT
     } else {
         PERMIT
     }

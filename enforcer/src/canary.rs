@@ -1,10 +1,10 @@
-//! Canaries: the proof, every few seconds, that the gates refuse.
+//! Canaries: the proof, every second, that the gates refuse.
 //!
 //! A child process opens a file it has no entitlement to, then one it has, and as a holder of that one
 //! sends to a destination no entitlement covers. Only the child becomes a holder.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,6 +13,8 @@ use std::time::Duration;
 use aya::Ebpf;
 use enforcer_common::ids::{CredentialId, ExecutableKey, InodeKey};
 use enforcer_common::tables::Versioned;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::compile::{Policy, Reserved};
 use crate::kernel::capture::{self, capture};
@@ -33,14 +35,14 @@ const NOWHERE: &str = "127.0.0.1:9";
 /// A child that takes longer is stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the child's exit status says got through.
-mod passed {
-    /// The unentitled read.
-    pub const READ: i32 = 1;
-    /// The entitled read did not: then nothing is proved of the send.
-    pub const NO_READ: i32 = 2;
-    /// The send.
-    pub const SEND: i32 = 4;
+/// What the child says came of a try: bits of a byte.
+mod came {
+    /// The unentitled read got through.
+    pub const READ: u8 = 1;
+    /// A holder's send did.
+    pub const SEND: u8 = 2;
+    /// Something failed otherwise, so that nothing is proved; the byte after says how (`errno`).
+    pub const NOTHING: u8 = 4;
 }
 
 /// Why the canaries prove nothing.
@@ -66,9 +68,15 @@ pub enum Error {
     /// A gate let something through.
     #[error("{0} got through")]
     Through(&'static str),
-    /// The entitled read was refused.
-    #[error("the canary's own read was refused, so its send proves nothing")]
-    Inconclusive,
+    /// A program is not attached any more.
+    #[error("somebody has detached program `{0}`; start the daemon anew")]
+    Detached(String),
+    /// The kernel does not say whether the programs are attached.
+    #[error("the kernel does not say whether the programs are attached")]
+    Links(#[source] io::Error),
+    /// They failed for another reason than a gate's refusal.
+    #[error("the canaries could not try what they should")]
+    Inconclusive(#[source] io::Error),
 }
 
 /// The canaries' files and executable.
@@ -77,6 +85,7 @@ pub struct Canaries {
     send: PathBuf,
     keys: [Vec<InodeKey>; 2],
     executable: ExecutableKey,
+    bird: Option<Bird>,
 }
 
 impl Canaries {
@@ -99,6 +108,7 @@ impl Canaries {
             send,
             keys: [read_keys, send_keys],
             executable: executable[0],
+            bird: None,
         })
     }
 
@@ -148,44 +158,94 @@ impl Canaries {
     }
 
     /// Tries the gates.
-    pub async fn fly(&self) -> Result<(), Error> {
-        let child = tokio::process::Command::new("/proc/self/exe")
-            .arg("canary")
-            .args([&self.read, &self.send])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .status();
-        let status = tokio::time::timeout(PATIENCE, child)
-            .await
-            .map_err(|_| Error::Stuck)?
-            .map_err(Error::Child)?;
-        match status.code() {
-            Some(0) => Ok(()),
-            Some(code) if code & passed::READ != 0 => Err(Error::Through("an unentitled read")),
-            Some(code) if code & passed::SEND != 0 => Err(Error::Through("a holder's send")),
-            Some(code) if code & passed::NO_READ != 0 => Err(Error::Inconclusive),
-            _ => Err(Error::Child(io::Error::other(status.to_string()))),
+    pub async fn fly(&mut self) -> Result<(), Error> {
+        let mut bird = match self.bird.take() {
+            Some(bird) if bird.child.id().is_some() => bird,
+            _ => Bird::hatch(&self.read, &self.send).map_err(Error::Child)?,
+        };
+        let tried = tokio::time::timeout(PATIENCE, bird.tries()).await;
+        let [came, errno] = tried.map_err(|_| Error::Stuck)?.map_err(Error::Child)?;
+        self.bird = Some(bird);
+        if came & came::READ != 0 {
+            Err(Error::Through("an unentitled read"))
+        } else if came & came::SEND != 0 {
+            Err(Error::Through("a holder's send"))
+        } else if came != 0 {
+            let why = io::Error::from_raw_os_error(errno.into());
+            Err(Error::Inconclusive(why))
+        } else {
+            Ok(())
         }
     }
 }
 
-/// What the child does. Returns its exit status.
-pub fn child(read: &Path, send: &Path) -> i32 {
-    let refused = |result: io::Result<()>| {
-        result.is_err_and(|error| error.raw_os_error() == Some(libc::EPERM))
-    };
-    let mut status = 0;
-    if !refused(File::open(read).map(drop)) {
-        status |= passed::READ;
+/// The child, which tries again each time that it is told to. It ends with its standard input.
+struct Bird {
+    child: Child,
+    ask: ChildStdin,
+    answer: ChildStdout,
+}
+
+impl Bird {
+    fn hatch(read: &Path, send: &Path) -> io::Result<Self> {
+        let mut child = Command::new("/proc/self/exe")
+            .arg("canary")
+            .args([read, send])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (ask, answer) = pipes.ok_or_else(|| io::Error::other("no pipe to the child"))?;
+        Ok(Self { child, ask, answer })
     }
-    if File::open(send).is_err() {
-        return status | passed::NO_READ;
+
+    async fn tries(&mut self) -> io::Result<[u8; 2]> {
+        self.ask.write_all(b"?").await?;
+        let mut answer = [0; 2];
+        self.answer.read_exact(&mut answer).await?;
+        Ok(answer)
+    }
+}
+
+/// What the child does, until its standard input ends.
+pub fn child(read: &Path, send: &Path) -> io::Result<()> {
+    let mut asked = [0];
+    while io::stdin().lock().read(&mut asked)? > 0 {
+        let mut out = io::stdout().lock();
+        out.write_all(&tries(read, send))?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn tries(read: &Path, send: &Path) -> [u8; 2] {
+    let mut answer = [0; 2];
+    refused(File::open(read), came::READ, &mut answer);
+    if let Err(error) = File::open(send) {
+        answer[0] |= came::NOTHING;
+        answer[1] = number(&error);
+        return answer;
     }
     let sent = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.send_to(b"canary", NOWHERE));
-    if !refused(sent.map(drop)) {
-        status |= passed::SEND;
+    refused(sent, came::SEND, &mut answer);
+    answer
+}
+
+/// Notes what came of something that should be refused.
+fn refused<T>(result: io::Result<T>, through: u8, answer: &mut [u8; 2]) {
+    match result {
+        Ok(_) => answer[0] |= through,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+        Err(error) => {
+            answer[0] |= came::NOTHING;
+            answer[1] = number(&error);
+        }
     }
-    status
+}
+
+fn number(error: &io::Error) -> u8 {
+    let number = error.raw_os_error().unwrap_or(libc::EIO);
+    number.try_into().unwrap_or(u8::MAX)
 }

@@ -229,9 +229,10 @@ impl Cli {
                 };
                 explain(&socket.socket, ask, output)
             }
-            Command::Canary { read, send } => {
-                ExitCode::from(enforcer::canary::child(&read, &send) as u8)
-            }
+            Command::Canary { read, send } => match enforcer::canary::child(&read, &send) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            },
             Command::Trial => ExitCode::from(enforcer::fanotify::subject() as u8),
         }
     }

@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 /// How often the canaries are tried.
-const CANARY_EVERY: Duration = Duration::from_secs(5);
+const CANARY_EVERY: Duration = Duration::from_secs(1);
 /// How often clocks, names and losses are looked at.
 const TICK_EVERY: Duration = Duration::from_secs(1);
 /// How often it is made sure that every file has its mark, where reads are gated by marks.

@@ -160,6 +160,36 @@ struct LoadAttr {
     expected_attach_type: u32,
 }
 
+/// A map of our own, and its id.
+pub fn new_map() -> Result<(OwnedFd, u32)> {
+    const MAP_CREATE: u32 = 0;
+    const ARRAY: u32 = 2;
+    let mut attr = Attr {
+        words: [ARRAY, 4, 4, 1],
+    };
+    let map = owned(bpf(MAP_CREATE, &mut attr)).context("cannot create a map")?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("map_id:"));
+    let id = id
+        .context("the kernel does not say its id")?
+        .trim()
+        .parse()?;
+    Ok((map, id))
+}
+
+/// The ids of those maps and programs that can be opened by their ids.
+pub fn open_all() -> (Vec<u32>, Vec<u32>) {
+    let opened = |next, by_id| {
+        let mut all = ids(next);
+        all.retain(|id| open(by_id, *id).is_ok());
+        all
+    };
+    (
+        opened(MAP_GET_NEXT_ID, MAP_GET_FD_BY_ID),
+        opened(PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID),
+    )
+}
+
 /// How long a program ran, and how often.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Runs {

@@ -45,7 +45,7 @@ pub fn head() -> (u64, String) {
 /// A bundle that only consists of credentials, workloads and entitlements, each given in YAML's flow style.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
-    /// Before the lists: `defaults`, `trusted`, `baseline`.
+    /// Before the lists: `defaults`, `trusted`, `maintenance`, `baseline`.
     front: String,
     credentials: String,
     workloads: String,
@@ -56,6 +56,12 @@ impl Parts {
     /// With this instead of what stood before the lists.
     pub fn front(mut self, text: impl Into<String>) -> Self {
         self.front = text.into();
+        self
+    }
+
+    /// With this program as a maintenance tool.
+    pub fn maintained_by(mut self, path: &str) -> Self {
+        self.front += &format!("maintenance:\n  - match: {{executable: {{path: {path}}}}}\n");
         self
     }
 

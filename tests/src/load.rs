@@ -31,7 +31,10 @@ pub fn run(size: usize, operations: usize) -> Result<()> {
         Some("mode=755"),
     )
     .context("cannot mount a tmpfs")?;
-    let mut bundle = Bundle::default().workload("app", &format!("executable: {{path: {SELF}}}"));
+    // It looks at the daemon's programs.
+    let mut bundle = Bundle::default()
+        .maintained_by(SELF)
+        .workload("app", &format!("executable: {{path: {SELF}}}"));
     for number in 0..size {
         let path = format!("{DIRECTORY}/{}/key-{number}", number % 100);
         write(&path, "a secret\n")?;

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, anyhow};
 use enforcer::kernel::maps::Maps;
 use enforcer::kernel::replay::Replay;
 use enforcer_common::address::{Address, Destination};
-use enforcer_common::decide;
+use enforcer_common::event::Kind;
 use enforcer_common::ids::{CredentialId, Generation, PortSetId, ScopeId};
-use enforcer_common::replay::Case;
+use enforcer_common::replay::{self, Case};
 use enforcer_common::tables::{
     Bundle, Credential, CredentialKey, GrantKey, Grants, HolderKey, PortKey, ScopeKey, Subject,
     SubjectKey,
@@ -54,7 +54,7 @@ pub fn run(cases: usize, seed: u64) -> Result<bool> {
             .write(&mut replay.maps())
             .context("cannot write a world's tables")?;
         for case in questions(&world) {
-            let host = decide_on_host(&tables, &case);
+            let host = replay::answer(&tables, &case);
             let kernel = replay
                 .decide(&case)
                 .map_err(|error| anyhow!("{}", enforcer::chain(&error)))?;
@@ -89,27 +89,25 @@ fn questions(world: &World) -> impl Iterator<Item = Case> {
     };
     let reads = (1..=CREDENTIALS).map(move |credential| Case {
         credential: CredentialId(credential),
+        kind: Kind::Read as u32,
         ..facts
     });
     let reaches = (0..DESTINATIONS).map(move |index| Case {
         destination: destination(index),
-        is_reach: 1,
+        kind: Kind::Reach as u32,
         ..facts
     });
-    reads.chain(reaches)
-}
-
-fn decide_on_host(tables: &WorldTables, case: &Case) -> Verdict {
-    if case.is_reach != 0 {
-        decide::reach(tables, case.now, &case.task, &case.destination)
-    } else {
-        decide::read(tables, case.now, &case.task, case.credential)
-    }
+    let tampers = std::iter::once(Case {
+        kind: Kind::Tamper as u32,
+        ..facts
+    });
+    reads.chain(reaches).chain(tampers)
 }
 
 /// What was asked and answered, for counting.
 fn answer(case: &Case, verdict: Verdict) -> (&'static str, &'static str) {
-    let verb = if case.is_reach != 0 { "reach" } else { "read" };
+    let kind = u8::try_from(case.kind).ok().and_then(Kind::from_u8);
+    let verb = kind.map_or("unknown", Kind::name);
     let answer = match verdict.denied() {
         _ if !verdict.governed() => "passes",
         Some(reason) => reason.name(),

@@ -160,8 +160,9 @@ fn moment() -> impl Strategy<Value = BootNs> {
 
 fn bundle() -> impl Strategy<Value = Bundle> {
     let expires = prop_oneof![1 => (0..10_u64).prop_map(BootNs), 3 => Just(BootNs::NEVER)];
-    (expires, 0..4_u32, 0..2_u8, 0..2_u8, 0..2_u8).prop_map(
-        |(expires, baseline, mode, action, on_expiry)| Bundle {
+    let degraded = prop_oneof![7 => Just(0_u8), 1 => Just(1)];
+    (expires, 0..4_u32, 0..2_u8, 0..2_u8, 0..2_u8, degraded).prop_map(
+        |(expires, baseline, mode, action, on_expiry, degraded)| Bundle {
             expires,
             generation: GENERATION,
             baseline: ScopeId(baseline.saturating_sub(2)),
@@ -171,18 +172,19 @@ fn bundle() -> impl Strategy<Value = Bundle> {
             inbound_permitted: 0,
             masks: 0,
             environment: 0,
-            reserved: [0; 2],
+            degraded,
+            reserved: 0,
             zero: 0,
         },
     )
 }
 
 fn subject() -> impl Strategy<Value = Subject> {
-    let trusted = prop_oneof![15 => Just(0_u32), 1 => Just(1)];
-    (0..4_u32, 0..4_u32, trusted).prop_map(|(matched, near, trusted)| Subject {
+    let standing = prop_oneof![15 => Just(0_u32), 1 => 1..4_u32];
+    (0..4_u32, 0..4_u32, standing).prop_map(|(matched, near, standing)| Subject {
         matched: SubjectId(matched),
         near: SubjectId(near),
-        trusted,
+        standing,
     })
 }
 

@@ -17,6 +17,8 @@ pub struct Bundle {
     pub defaults: Defaults,
     /// Workloads that handle everybody's secrets; each has an [`Executable`]. Recorded, never holders.
     pub trusted: Vec<Match>,
+    /// Tools that may do to the daemon and its programs what is refused to others; each has an [`Executable`].
+    pub maintenance: Vec<Match>,
     /// Destinations every holder may reach.
     pub baseline: Vec<Destination>,
     /// The secret material under governance, with unique ids and no source in two of them.
@@ -28,6 +30,14 @@ pub struct Bundle {
     /// SHA-256 of the source texts in their order, in lower-case hex: changes when any text does,
     /// even if the meaning stays. File names are not part of it.
     pub digest: String,
+}
+
+impl Bundle {
+    /// Everything that it selects processes by.
+    pub fn selectors(&self) -> impl Iterator<Item = &Match> {
+        let workloads = self.workloads.iter().map(|workload| &workload.selectors);
+        workloads.chain(&self.trusted).chain(&self.maintenance)
+    }
 }
 
 /// Where a bundle comes from and how long it is good.

@@ -53,6 +53,7 @@ pub(super) fn validate(
         metadata: draft.metadata.pop()?.value?,
         defaults,
         trusted: draft.trusted,
+        maintenance: draft.maintenance,
         baseline: draft.baseline,
         credentials: draft
             .credentials

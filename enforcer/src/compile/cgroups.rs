@@ -72,8 +72,7 @@ pub(super) struct Identities {
 impl Identities {
     pub fn of(bundle: &Bundle, numbering: &mut Numbering) -> Result<Self, CompileError> {
         let mut identities = Self::default();
-        let workloads = bundle.workloads.iter().map(|workload| &workload.selectors);
-        for atom in workloads.chain(&bundle.trusted).flat_map(Atom::of) {
+        for atom in bundle.selectors().flat_map(Atom::of) {
             match atom {
                 Atom::Path(path) => identities.paths.insert(path),
                 Atom::Unit(unit) => identities.units.insert(unit),

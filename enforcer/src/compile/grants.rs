@@ -255,7 +255,7 @@ impl<'a> SubjectContents<'a> {
         Ok(Subject {
             matched: self.numbered(&row.matched, Kind::Matched)?,
             near: self.numbered(&row.near, Kind::Near)?,
-            trusted: u32::from(row.trusted),
+            standing: row.standing,
         })
     }
 

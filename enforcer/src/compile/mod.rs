@@ -94,7 +94,8 @@ pub fn compile(
                 .keys()
                 .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
             environment: u8::from(!variables.is_empty()),
-            reserved: [0; 2],
+            degraded: 0,
+            reserved: 0,
             zero: 0,
         },
         credentials: rights.credentials(bundle, &credentials),

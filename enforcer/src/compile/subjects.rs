@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{ExecutableKey, Generation, IdentityId, Uid};
-use enforcer_common::tables::SubjectKey;
+use enforcer_common::tables::{Subject, SubjectKey};
 
 use super::cgroups::Identities;
 use super::{Facts, Reserved};
@@ -63,7 +63,8 @@ impl SubjectSelector {
 pub(super) struct Row {
     pub matched: BTreeSet<usize>,
     pub near: BTreeSet<usize>,
-    pub trusted: bool,
+    /// Bits of [`Subject::standing`].
+    pub standing: u32,
 }
 
 /// All keys at which something is to be said.
@@ -84,10 +85,10 @@ pub(super) fn rows(
             }
         }
     }
-    for trusted in &bundle.trusted {
-        for place in places(trusted, facts, identities) {
-            for key in programs(trusted, facts, place) {
-                rows.entry(key).or_default().trusted = true;
+    for (selectors, standing) in standings(bundle) {
+        for place in places(selectors, facts, identities) {
+            for key in programs(selectors, facts, place) {
+                rows.entry(key).or_default().standing |= standing;
             }
         }
     }
@@ -107,6 +108,13 @@ pub(super) fn rows(
         anybody.near.insert(party);
     }
     rows
+}
+
+/// Who may do more than others.
+fn standings(bundle: &Bundle) -> impl Iterator<Item = (&Match, u32)> {
+    let trusted = bundle.trusted.iter().map(|it| (it, Subject::TRUSTED));
+    let maintenance = bundle.maintenance.iter();
+    trusted.chain(maintenance.map(|it| (it, Subject::MAINTENANCE)))
 }
 
 /// The keys of a workload but for its program.

@@ -1,6 +1,7 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
 mod losses;
+mod proof;
 mod status;
 mod swap;
 
@@ -26,6 +27,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::own::{self, Own};
 use crate::kernel::passed_over::PassedOver;
 use crate::kernel::rings::Records;
 use crate::kernel::tier::Tier;
@@ -35,7 +37,6 @@ use crate::node::names::Names;
 use crate::node::{dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
 use losses::Unaccounted;
-use status::state;
 
 /// Why a bundle was not applied. What was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum Error {
     /// The programs cannot be loaded.
     #[error(transparent)]
     Load(#[from] load::Error),
+    /// It is not known what in the kernel is ours.
+    #[error(transparent)]
+    Own(#[from] own::Error),
     /// The kernel's permission events cannot be tried.
     #[error("cannot try the kernel's permission events")]
     Trial(#[from] fanotify::TrialError),
@@ -93,6 +97,7 @@ struct InForce {
 /// Everything the daemon knows.
 pub struct Engine {
     loaded: Loaded,
+    own: Own,
     /// Answers permission events, where those gate the reads.
     gate: Option<ReadGate>,
     source: PathBuf,
@@ -108,6 +113,8 @@ pub struct Engine {
     next: Generation,
     refused: Option<String>,
     proven: Result<(), String>,
+    /// Whether holders are kept from everything, because a gate does not hold.
+    degraded: bool,
     lost: [u64; 3],
     passed_over: PassedOver,
     /// Records for which a table had no room, since this was last told.
@@ -128,6 +135,7 @@ impl Engine {
         log: Log,
     ) -> Result<Self, Error> {
         let mut loaded = load::start(options, Tgid(std::process::id()))?;
+        let own = Own::find(&mut loaded)?;
         let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
         let (gate, files) = match loaded.tier {
             Tier::Fanotify => {
@@ -142,6 +150,7 @@ impl Engine {
         };
         Ok(Self {
             loaded,
+            own,
             gate,
             source,
             numbering: Numbering::default(),
@@ -155,6 +164,7 @@ impl Engine {
             next: Generation(1),
             refused: None,
             proven: Err("not tried yet".to_owned()),
+            degraded: false,
             lost: [0; 3],
             passed_over: PassedOver::default(),
             table_full: 0,
@@ -543,25 +553,6 @@ impl Engine {
             maps.put("CGROUPS", id, cgroup)?;
         }
         Ok(())
-    }
-
-    /// Tries the canaries, and tells when what they prove has changed.
-    pub async fn prove(&mut self) {
-        if self.in_force.is_none() {
-            return;
-        }
-        let result = self
-            .canaries
-            .fly()
-            .await
-            .map_err(|error| crate::chain(&error));
-        if result != self.proven {
-            self.log.write(
-                "state",
-                json!({"state": state(&result, self.issued().is_some(), false, self.loaded.tier), "reason": result.as_ref().err()}),
-            );
-        }
-        self.proven = result;
     }
 
     /// Looks after what time changes: names, the clock, and losses to report.

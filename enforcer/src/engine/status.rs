@@ -144,7 +144,8 @@ const NOT_COVERED: &[&str] = &[
     "what a holder hands on through unix sockets, pipes, shared memory and files to another workload",
     "answers on accepted connections, where the bundle's defaults.inbound is permit",
     "core dumps of a holder into a program (core_pattern), for the moment until the daemon has turned them off",
-    "what root on the host does to the daemon or its programs",
+    "an end of the daemon by init or by whoever started it: the programs end with it",
+    "code in the kernel that is not ours",
 ];
 
 /// The word for how things are.

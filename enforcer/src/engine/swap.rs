@@ -68,6 +68,7 @@ impl Engine {
         let mut maps = Maps(&mut self.loaded.ebpf);
         let mut description = new.bundle;
         description.generation = next;
+        description.degraded = u8::from(self.degraded);
         maps.set("BUNDLES", next.0 & 1, description)?;
         maps.set("GENERATION", 0, next)?;
         let previous = std::mem::replace(&mut self.generation, next);

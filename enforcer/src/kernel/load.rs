@@ -59,7 +59,8 @@ impl Hook {
     }
 }
 
-/// In the order of attaching: those that follow processes and keep file keys up to date, the read gate, the call gate.
+/// In the order of attaching: those that follow processes and keep file keys up to date, the read gate, the call gate,
+/// and what protects the daemon.
 const HOOKS: &[Hook] = &[
     Hook::gate("task_alloc", "task_alloc", "security_task_alloc"),
     Hook::notice("task_free", "security_task_free"),
@@ -119,6 +120,24 @@ const HOOKS: &[Hook] = &[
         "socket_sendmsg",
         "security_socket_sendmsg",
     ),
+    Hook::gate("task_kill", "task_kill", "security_task_kill"),
+    Hook::gate(
+        "task_setrlimit",
+        "task_setrlimit",
+        "security_task_setrlimit",
+    ),
+    Hook::gate("task_setnice", "task_setnice", "security_task_setnice"),
+    Hook::gate(
+        "task_setscheduler",
+        "task_setscheduler",
+        "security_task_setscheduler",
+    ),
+    Hook::gate(
+        "task_setioprio",
+        "task_setioprio",
+        "security_task_setioprio",
+    ),
+    Hook::gate("bpf", "bpf", "security_bpf"),
 ];
 
 /// Frees the records of sockets where those are not kept with the sockets themselves.

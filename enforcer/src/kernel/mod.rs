@@ -8,6 +8,7 @@ pub mod iterate;
 pub mod load;
 pub mod maps;
 pub mod modify_return;
+pub mod own;
 pub mod passed_over;
 pub mod probe;
 pub mod replay;

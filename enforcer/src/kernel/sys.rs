@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_info};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
 use enforcer_common::ids::Tid;
 
 /// A command of bpf(2) that returns a new descriptor.
@@ -22,14 +22,69 @@ pub unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> 
 pub fn program_info(program: BorrowedFd<'_>) -> io::Result<bpf_prog_info> {
     // SAFETY: a struct of plain numbers, for which zero is "nothing asked for".
     let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    // SAFETY: asks for nothing behind pointers.
+    unsafe { object_info(program, &mut info) }?;
+    Ok(info)
+}
+
+/// The ids of the maps that a program uses.
+pub fn program_maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut ids = vec![0; program_info(program)?.nr_map_ids as usize];
+    // SAFETY: a struct of plain numbers.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    info.nr_map_ids = ids.len() as u32;
+    info.map_ids = ids.as_mut_ptr() as u64;
+    // SAFETY: the ids have as much room as said.
+    unsafe { object_info(program, &mut info) }?;
+    Ok(ids)
+}
+
+/// What the kernel says of a link.
+pub fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
+    // SAFETY: a struct of plain numbers.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    // SAFETY: asks for nothing behind pointers.
+    unsafe { object_info(link, &mut info) }?;
+    Ok(info)
+}
+
+/// The ids of all links.
+pub fn link_ids() -> impl Iterator<Item = u32> {
+    let mut last = 0;
+    std::iter::from_fn(move || {
+        // SAFETY: a union of plain numbers.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.__bindgen_anon_6.__bindgen_anon_1.start_id = last;
+        // SAFETY: the command reads and writes only numbers.
+        unsafe { call(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) }.ok()?;
+        // SAFETY: the member that the command writes.
+        last = unsafe { attr.__bindgen_anon_6.next_id };
+        Some(last)
+    })
+}
+
+/// The link with this id.
+pub fn link(id: u32) -> io::Result<OwnedFd> {
     // SAFETY: a union of plain numbers.
     let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-    attr.info.bpf_fd = program.as_raw_fd() as u32;
-    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
-    attr.info.info = std::ptr::from_mut(&mut info) as u64;
-    // SAFETY: `info` outlives the call, is of the size given, and asks for nothing behind pointers.
-    unsafe { call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(info)
+    attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
+    // SAFETY: the command reads only numbers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }
+}
+
+/// Has the kernel fill in what it knows of a program or link.
+///
+/// # Safety
+///
+/// `T` is the kernel's type for such an object, and its pointers are good for what it says.
+unsafe fn object_info<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.info.bpf_fd = object.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<T>() as u32;
+    attr.info.info = std::ptr::from_mut(info) as u64;
+    // SAFETY: `info` outlives the call and is of the size given; the rest is the caller's promise.
+    unsafe { call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
 /// # Safety

@@ -20,9 +20,8 @@ pub type Executables = BTreeMap<(PathBuf, Option<[u8; 32]>), Vec<ExecutableKey>>
 
 /// Every executable that the bundle selects by.
 pub fn selected(bundle: &Bundle) -> BTreeSet<(PathBuf, Option<[u8; 32]>)> {
-    let workloads = bundle.workloads.iter().map(|workload| &workload.selectors);
-    workloads
-        .chain(&bundle.trusted)
+    bundle
+        .selectors()
         .filter_map(|selectors| selectors.executable.as_ref())
         .map(|Executable { path, sha256 }| (path.clone(), *sha256))
         .collect()

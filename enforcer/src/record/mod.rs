@@ -1,6 +1,7 @@
 //! Events, as JSON lines.
 
 mod processes;
+mod tamper;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -53,9 +54,12 @@ struct Event<'a> {
     /// The kind of socket, where that is what was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     socket: Option<Socket>,
-    /// The process whose memory was read.
+    /// The process whose memory was read, or that something was done to.
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<u32>,
+    /// What was done to the enforcer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    what: Option<String>,
     gate: &'static str,
     tier: Tier,
 }
@@ -231,15 +235,16 @@ impl Log {
             process: process(record, context, description),
             file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
             destination: destination(record, context),
-            socket: record
-                .destination
-                .as_socket()
+            socket: (record.kind == Kind::Reach as u8)
+                .then(|| record.destination.as_socket())
+                .flatten()
                 .map(|(family, kind, protocol)| Socket {
                     family,
                     kind,
                     protocol,
                 }),
             target: (record.target.0 != 0).then_some(record.target.0),
+            what: tamper::what(record),
             gate: name(Gate::from_u8(record.gate), Gate::name),
             tier: context.tier,
         }
@@ -273,7 +278,8 @@ fn process(record: &Use, context: &Context<'_>, description: Description) -> Pro
 
 fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
     let to = &record.destination;
-    if to.protocol().0 == 0 && to.port() == 0 {
+    let is_none = to.protocol().0 == 0 && to.port() == 0;
+    if is_none || record.kind == Kind::Tamper as u8 {
         return None;
     }
     let address = Ipv6Addr::from(to.address.octets()).to_canonical();

@@ -4,11 +4,7 @@ use std::{fs, os::unix::fs::FileExt as _, path::Path};
 
 use nix::{
     errno::Errno,
-    sys::{
-        ptrace,
-        signal::{self, Signal},
-        wait,
-    },
+    sys::{ptrace, wait},
     unistd::{self, ForkResult, Pid},
 };
 use serde_json::json;
@@ -39,12 +35,6 @@ fn other(verb: &str, state: &mut State, words: &mut Words) -> Option<nix::Result
         }),
         "dump" => words.next().and_then(|directory| dump(&directory)),
         "perf" => process(words).and_then(perf),
-        "signal" => process(words).and_then(|pid| {
-            let signal = Signal::try_from(words.number()? as i32)?;
-            signal::kill(pid, signal)?;
-            Ok(Done::default())
-        }),
-        "limit" => process(words).and_then(limit),
         "hide-in-memory" => hide(),
         _ => return None,
     })
@@ -176,33 +166,6 @@ fn perf(pid: Pid) -> nix::Result<Done> {
             -1,
             -1,
             0,
-        )
-    })?;
-    Ok(Done::read(1))
-}
-
-/// Sets a limit of another process to what it is.
-fn limit(pid: Pid) -> nix::Result<Done> {
-    let mut limit = libc::rlimit64 {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: both point to the same live limit, at different times.
-    Errno::result(unsafe {
-        libc::prlimit64(
-            pid.as_raw(),
-            libc::RLIMIT_CORE,
-            std::ptr::null(),
-            &raw mut limit,
-        )
-    })?;
-    // SAFETY: as above.
-    Errno::result(unsafe {
-        libc::prlimit64(
-            pid.as_raw(),
-            libc::RLIMIT_CORE,
-            &raw const limit,
-            std::ptr::null_mut(),
         )
     })?;
     Ok(Done::read(1))

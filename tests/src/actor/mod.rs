@@ -24,6 +24,7 @@ mod processes;
 mod sockets;
 mod steady;
 mod sys;
+mod tamper;
 mod uring;
 
 /// What is sent, so that arrived bytes can be counted.
@@ -194,6 +195,7 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
             .or_else(|| engines::perform(verb, state, words))
             .or_else(|| local::perform(verb, state, words))
             .or_else(|| memory::perform(verb, state, words))
+            .or_else(|| tamper::perform(verb, words))
             .or_else(|| odd::perform(verb, state, words))
             .or_else(|| packets::perform(verb, state, words))
             .or_else(|| inflight::perform(verb, state, words))

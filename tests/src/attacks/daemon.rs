@@ -16,59 +16,23 @@ use nix::{
 
 use super::{
     Attack, attack,
-    expected::{
-        CAUGHT, CROWDED,
-        Seen::{Caught, NotCaught, NotRun},
-        Tier, open,
-    },
+    expected::{CAUGHT, CROWDED, Seen::NotRun, Tier, open},
     stage::{Goal, Mounted, READ, Stage, Tried, root, standard_bundle},
     untried,
 };
 use crate::{
-    bpf,
     cases::{entitled, other, standard::DESTINATIONS},
     harness::{Bundle, Cgroup, Expect, Refused, daemon, wait_for, write},
 };
 
-const LATER: &str = "until the programs protect themselves";
 const SEND: &str = "tcp 10.20.0.66:9000";
-/// The daemon tries its canaries every five seconds.
-const CANARIES: Duration = Duration::from_secs(14);
-
 pub const ATTACKS: &[Attack] = &[
-    attack(
-        "D01",
-        "signalled",
-        "a signal to the daemon, by root",
-        open(LATER),
-        |s| {
-            let pid = s.standard()?.pid();
-            let twin = s.waiting(&root("other"), &[], &[])?;
-            s.works(&root("other"), &[&format!("signal {} 18", twin.pid())])?;
-            // SIGCONT does no harm; whoever may send it may send the others.
-            let outcome = root("other").run([format!("signal {pid} 18")])?;
-            through(s, &outcome)
-        },
-    ),
     attack(
         "D02",
         "daemon_frozen",
         "the daemon's cgroup frozen: verdicts as before",
         CAUGHT,
         |s| with_daemon_still(s, |s| s.reads_as_is(&[READ])),
-    ),
-    attack(
-        "D03",
-        "limits_set",
-        "another process sets the daemon's limits",
-        open(LATER),
-        |s| {
-            let pid = s.standard()?.pid();
-            let twin = s.waiting(&root("other"), &[], &[])?;
-            s.works(&root("other"), &[&format!("limit {}", twin.pid())])?;
-            let outcome = root("other").run([format!("limit {pid}")])?;
-            through(s, &outcome)
-        },
     ),
     attack(
         "D04",
@@ -100,47 +64,6 @@ pub const ATTACKS: &[Attack] = &[
             mount::mount(bpf, "/sys/fs/bpf", bpf, MsFlags::empty(), None::<&str>)?;
             result
         },
-    ),
-    attack(
-        "D06",
-        "links_detached",
-        "every link of a cgroup program detached by number",
-        open(LATER),
-        |s| {
-            s.alone()?;
-            s.standard()?;
-            holds_to_account(s)?;
-            let detached = bpf::detach_links();
-            // What is detached stays so.
-            s.scene.off()?;
-            ensure!(
-                detached? > 0,
-                "no link could be detached; better than expected?"
-            );
-            Ok(())
-        },
-    ),
-    attack(
-        "D07",
-        "maps_changed",
-        "a map of the daemon's opened by number, by root",
-        open(LATER),
-        |s| {
-            s.alone()?;
-            s.standard()?;
-            let (maps, _) = bpf::map_bytes()?;
-            ensure!(maps > 0, "no map could be opened, better than expected?");
-            Ok(())
-        },
-    ),
-    attack(
-        "D08",
-        "tracing_switched_off",
-        "`ftrace_enabled` set to 0, which takes the hooks off: the daemon says so, and who holds may reach nothing",
-        open("until the write is refused (7.3 refuses it by itself)")
-            .before((6, 0), Caught)
-            .on(Tier::Fanotify, Caught),
-        tracing_switched_off,
     ),
     attack(
         "D09",
@@ -497,18 +420,6 @@ const TRAPS: &[(&str, Make)] = &[
     ("/srv/t/trap-proc", |path| symlink("/proc/kmsg", path)),
 ];
 
-/// It worked, as expected, and there is nothing to record.
-fn through(s: &mut Stage<'_>, outcome: &crate::harness::Outcome) -> Result<()> {
-    let last = outcome.last()?;
-    s.judge(&Tried {
-        goal: Goal::Read,
-        got: last.errno == 0,
-        errno: last.errno,
-        pids: super::stage::pids(outcome),
-        text: crate::harness::check::summary(outcome),
-    })
-}
-
 /// A holder is still held to its destinations.
 fn holds_to_account(s: &mut Stage<'_>) -> Result<()> {
     let steps = [
@@ -552,39 +463,6 @@ fn with_daemon_still(
         .map_err(|_| anyhow::anyhow!("the waker panicked"))?;
     fs::write("/sys/fs/cgroup/cgroup.procs", pid.to_string())?;
     woken?;
-    result
-}
-
-fn tracing_switched_off(s: &mut Stage<'_>) -> Result<()> {
-    const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
-    s.alone()?;
-    s.standard()?;
-    s.twin(&entitled(), Goal::Read, &[READ])?;
-    let written = fs::write(SWITCH, "0");
-    let result = match (written, s.seen) {
-        // Not by us: some kernels refuse it by themselves.
-        (Err(_), NotCaught(_)) => Ok(()),
-        (_, NotCaught(_)) => {
-            let tried = Tried::read(&other().run([READ])?)?;
-            s.judge(&tried).and_then(|()| {
-                let end = Instant::now() + CANARIES;
-                loop {
-                    let state = daemon::status()?["state"]
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned();
-                    if !state.starts_with("enforcing") {
-                        return Ok(());
-                    }
-                    ensure!(Instant::now() < end, "the state is still {state}");
-                    thread::sleep(Duration::from_millis(500));
-                }
-            })
-        }
-        _ => s.reads_as_is(&[READ]),
-    };
-    fs::write(SWITCH, "1")?;
-    s.scene.off()?;
     result
 }
 

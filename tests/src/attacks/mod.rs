@@ -25,6 +25,7 @@ mod local;
 mod memory;
 mod packets;
 mod reads;
+mod tamper;
 
 use expected::{Expected, Kernel, Seen, Tier};
 use stage::Stage;
@@ -81,6 +82,7 @@ const ALL: &[&[Attack]] = &[
     inflight::ATTACKS,
     inbound::ATTACKS,
     local::ATTACKS,
+    tamper::ATTACKS,
     daemon::ATTACKS,
 ];
 

@@ -32,6 +32,8 @@ pub enum Goal {
     Read,
     /// Bytes outside.
     Send,
+    /// To do something to the enforcer.
+    Tamper,
 }
 
 impl Goal {
@@ -39,6 +41,7 @@ impl Goal {
         match self {
             Self::Read => "read",
             Self::Send => "reach",
+            Self::Tamper => "tamper",
         }
     }
 }
@@ -169,6 +172,7 @@ impl Stage<'_> {
         let got = match goal {
             Goal::Read => last.errno == 0 && last.read > 0,
             Goal::Send => self.arrived(&before, hope && last.errno == 0)?,
+            Goal::Tamper => last.errno == 0,
         };
         Ok(Tried {
             goal,

@@ -29,6 +29,7 @@ const DOCUMENT: Shape = Shape {
         "metadata",
         "defaults",
         "trusted",
+        "maintenance",
         "baseline",
         "credentials",
         "workloads",
@@ -51,6 +52,11 @@ const TRUSTED: Shape = Shape {
     fields: &["match"],
     later: &[],
 };
+const MAINTENANCE: Shape = Shape {
+    what: "a maintenance tool",
+    fields: &["match"],
+    later: &[],
+};
 const BASELINE: Shape = Shape {
     what: "`baseline`",
     fields: &["destinations"],
@@ -69,6 +75,7 @@ pub(super) struct Draft {
     pub metadata: Vec<Placed<Option<Metadata>>>,
     pub defaults: Vec<Placed<Option<Defaults>>>,
     pub trusted: Vec<Match>,
+    pub maintenance: Vec<Match>,
     pub baseline: Vec<Destination>,
     pub credentials: Vec<Named<CredentialDraft>>,
     pub workloads: Vec<Named<Placed<Match>>>,
@@ -121,8 +128,18 @@ pub(super) fn document(at: At<'_>, report: &mut Report, draft: &mut Draft) {
     }
     if let Some(at) = fields.get("trusted") {
         draft.trusted.extend(
-            at.list(report, "trusted workloads", trusted)
-                .unwrap_or_default(),
+            at.list(report, "trusted workloads", |at, report| {
+                program(at, report, &TRUSTED)
+            })
+            .unwrap_or_default(),
+        );
+    }
+    if let Some(at) = fields.get("maintenance") {
+        draft.maintenance.extend(
+            at.list(report, "maintenance tools", |at, report| {
+                program(at, report, &MAINTENANCE)
+            })
+            .unwrap_or_default(),
         );
     }
     if let Some(at) = fields.get("baseline") {
@@ -230,13 +247,16 @@ fn defaults(at: At<'_>, report: &mut Report) -> Option<Defaults> {
     })
 }
 
-fn trusted(at: At<'_>, report: &mut Report) -> Option<Match> {
-    let fields = at.fields(report, &TRUSTED)?;
+/// Selectors that must name a program.
+fn program(at: At<'_>, report: &mut Report, shape: &Shape) -> Option<Match> {
+    let fields = at.fields(report, shape)?;
     fields.required(report, "match", |at, report| {
         let selectors = selectors(at, report)?;
         if selectors.executable.is_none() {
-            let message =
-                "a trusted workload must be known by its program; add `executable: {path: ...}`";
+            let message = format!(
+                "{} must be known by its program; add `executable: {{path: ...}}`",
+                shape.what
+            );
             return at.refuse(report, message);
         }
         Some(selectors)
