@@ -86,3 +86,6 @@ pub const SOCKET_RECORDS: u32 = 65_536;
 
 /// Programs, maps and links of the daemon: about fifty of each.
 pub const OWN_OBJECTS: u32 = 256;
+
+/// Pipes, sockets and the like that a secret went into and that are still there, times the credentials in each.
+pub const LABELS: u32 = 65_536;

@@ -267,6 +267,17 @@ pub fn tamper<T: Tables>(tables: &T, now: BootNs, task: &Task) -> Verdict {
         .blocked()
 }
 
+/// Whether nothing follows from what `task` is handed or hands on.
+#[inline(never)]
+pub fn declassifies<T: Tables>(tables: &T, task: &Task) -> bool {
+    let Some(bundle) = tables.bundle() else {
+        return true;
+    };
+    let mut subjects = [bundle.zero; SubjectKey::MASKS as usize];
+    let standing = find_subjects(tables, bundle, task, &mut subjects);
+    standing & u64::from(Subject::TRUSTED | Subject::DECLASSIFIES) != 0
+}
+
 /// What a holder does that no entitlement can permit, such as having a raw socket: denied with `reason`, unless
 /// something more specific holds of its entitlements. Passes a task that holds nothing, and trusted ones.
 #[inline(never)]

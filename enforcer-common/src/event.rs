@@ -14,6 +14,8 @@ code!(
         Reach = 2 => "reach",
         /// Something was done to the enforcer itself.
         Tamper = 3 => "tamper",
+        /// A holder handed something on, or somebody took it.
+        Forward = 4 => "forward",
     }
 );
 
@@ -64,6 +66,12 @@ code!(
         Bpf = 21 => "bpf",
         /// Tracepoint `cgroup_attach_task`, which can only tell.
         CgroupAttach = 22 => "cgroup_attach_task",
+        /// Into or out of a pipe.
+        Pipe = 23 => "pipe",
+        /// Over a unix socket.
+        Unix = 24 => "unix",
+        /// Into a file.
+        FileWrite = 25 => "file_write",
         /// A permission event, answered by the daemon.
         Fanotify = 64 => "fanotify",
     }
@@ -89,7 +97,8 @@ pub struct Use {
     pub time: BootNs,
     /// The task; for [`Gate::Packet`] the one last seen with the socket.
     pub task: Task,
-    /// The destination of a reach; of a tampering what was done, see [`Destination::detail`]; all zero for a read.
+    /// The destination of a reach; of a tampering what was done, of something handed on through what and whether it was
+    /// taken, see [`Destination::detail`]; all zero for a read.
     pub destination: Destination,
     /// The file of a read; all zero for a reach.
     pub file: InodeKey,

@@ -27,6 +27,8 @@ macro_rules! offsets {
 offsets! {
     /// The open file's inode.
     file_inode = "file".["f_inode"],
+    /// The open file that a read or write is of.
+    kiocb_file = "kiocb".["ki_filp"],
     /// How the file was opened (`FMODE_*`).
     file_mode = "file".["f_mode"],
     /// The open file's path.

@@ -71,8 +71,8 @@ pub struct Bundle {
     pub environment: u8,
     /// 1 while a canary of this node gets through: then no holder may reach anything.
     pub degraded: u8,
-    /// Always 0.
-    pub reserved: u8,
+    /// 1 if some credential is followed ([`Credential::FOLLOW`]).
+    pub follows: u8,
     /// Always 0, which the verifier cannot know: see [`crate::decide`].
     pub zero: u64,
 }
@@ -95,6 +95,9 @@ impl Credential {
 
     /// It can be an environment variable: reading those of its holder reads it.
     pub const ENVIRONMENT: u32 = 8;
+    /// Whoever is handed it by a holder holds it too, in another workload as well; and files that a holder writes are
+    /// as protected as it is.
+    pub const FOLLOW: u32 = 16;
 
     /// Whether all of `flags` are set.
     #[inline(always)]
@@ -171,7 +174,7 @@ pub struct Subject {
     pub matched: SubjectId,
     /// The workloads that it would belong to with another executable.
     pub near: SubjectId,
-    /// [`Subject::TRUSTED`] and [`Subject::MAINTENANCE`].
+    /// [`Subject::TRUSTED`] and the others.
     pub standing: u32,
 }
 
@@ -180,6 +183,8 @@ impl Subject {
     pub const TRUSTED: u32 = 1;
     /// It is one of the bundle's maintenance tools.
     pub const MAINTENANCE: u32 = 2;
+    /// What it is handed, or hands on, makes nobody a holder.
+    pub const DECLASSIFIES: u32 = 4;
 }
 
 word_key!(
@@ -333,6 +338,15 @@ impl Holder {
         Self {
             id: tgid.0 as u64,
             start: BootNs(start.0 | 1),
+        }
+    }
+
+    /// A pipe or socket, by its address in the kernel. They are in a table of their own.
+    #[inline(always)]
+    pub const fn object(address: u64) -> Self {
+        Self {
+            id: address,
+            start: BootNs(0),
         }
     }
 
@@ -635,7 +649,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 536,
+    crate::layout::Offsets = 544,
     crate::iterate::Wanted = 8,
     CgroupId = 8,
     Generation = 4,

@@ -133,6 +133,19 @@ impl Verdict {
         )
     }
 
+    /// Nothing was decided about a credential, but it is to be recorded.
+    #[inline(always)]
+    pub const fn forwarded(credential: CredentialId) -> Self {
+        Self::new(
+            0,
+            false,
+            Mode::Enforce as u64,
+            Action::Block as u64,
+            credential,
+            EntitlementId(0),
+        )
+    }
+
     /// The same, but denied for this reason.
     #[inline(always)]
     pub const fn because(self, reason: Reason) -> Self {

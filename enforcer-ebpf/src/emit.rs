@@ -81,6 +81,18 @@ impl<'a> Object<'a> {
         Self::new(what, Kind::Tamper, u64::from(target.0) << 32)
     }
 
+    /// A file that a secret went into.
+    #[inline(always)]
+    pub fn copy(key: &'a InodeKey) -> Self {
+        Self::new(key, Kind::Forward, Self::IS_FILE)
+    }
+
+    /// Something else that a secret went through.
+    #[inline(always)]
+    pub fn handed_on(what: &'a Destination) -> Self {
+        Self::new(what, Kind::Forward, 0)
+    }
+
     /// What has no name of its own.
     #[inline(always)]
     pub fn nothing(kind: Kind) -> Self {

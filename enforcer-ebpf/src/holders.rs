@@ -1,6 +1,6 @@
 //! Recording who holds what.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::{bindings::BPF_NOEXIST, maps::HashMap};
 use enforcer_common::{
     branchless::opaque,
     capacity::HELD_PER_HOLDER,
@@ -40,24 +40,32 @@ pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> u32 {
     instance
 }
 
-/// Adds one credential to one holder. Two programs that add at the same moment take different slots. Returns one
-/// of [`added`].
+/// Adds one credential to one holder. Returns one of [`added`].
 #[inline(never)]
 pub fn add(holder: Holder, credential: CredentialId) -> u32 {
+    add_to(&HOLDERS, holder, credential)
+}
+
+/// Adds one credential to one entry of a table of holders. Two programs that add at the same moment take different
+/// slots. Returns one of [`added`].
+#[inline(always)]
+pub fn add_to(
+    table: &HashMap<HolderKey, CredentialId>,
+    holder: Holder,
+    credential: CredentialId,
+) -> u32 {
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
         // The last slot only marks that there were more.
-        if slot == HELD_PER_HOLDER || HOLDERS.get_ptr(&key).is_none() {
-            let inserted = HOLDERS
-                .insert(&key, &credential, BPF_NOEXIST as u64)
-                .is_ok();
+        if slot == HELD_PER_HOLDER || table.get_ptr(&key).is_none() {
+            let inserted = table.insert(&key, &credential, BPF_NOEXIST as u64).is_ok();
             if inserted {
                 return added::NOW;
             }
         }
-        match HOLDERS.get_ptr(&key) {
-            // SAFETY: a pointer into the map's preallocated memory.
+        match table.get_ptr(&key) {
+            // SAFETY: a pointer into the map, good until the program ends.
             Some(held) if slot == HELD_PER_HOLDER || unsafe { *held } == credential => {
                 return added::BEFORE;
             }

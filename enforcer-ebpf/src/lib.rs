@@ -14,6 +14,7 @@ pub mod emit;
 pub mod environment;
 pub mod family;
 pub mod file;
+pub mod forward;
 pub mod gate;
 pub mod holders;
 pub mod iterate;

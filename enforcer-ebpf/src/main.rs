@@ -16,10 +16,12 @@
 use aya_ebpf::{
     bindings::bpf_sock,
     helpers::generated::bpf_get_socket_cookie,
-    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, lsm, sock_ops},
+    macros::{
+        btf_tracepoint, cgroup_skb, cgroup_sock, cgroup_sock_addr, fentry, fexit, lsm, sock_ops,
+    },
     programs::{
-        BtfTracePointContext, LsmContext, SkBuffContext, SockAddrContext, SockContext,
-        SockOpsContext,
+        BtfTracePointContext, FEntryContext, FExitContext, LsmContext, SkBuffContext,
+        SockAddrContext, SockContext, SockOpsContext,
     },
 };
 use aya_log_ebpf::warn;
@@ -33,7 +35,7 @@ use enforcer_common::{
 use enforcer_ebpf::{
     copy_up,
     emit::Object,
-    environment, family, file,
+    environment, family, file, forward,
     gate::{self, Named},
     iterate,
     kernel::{constant, load, read},
@@ -45,6 +47,10 @@ use enforcer_ebpf::{
     tamper, task, unix, watch,
 };
 
+/// `PROT_WRITE`.
+const PROT_WRITE: u64 = 2;
+/// `MAP_SHARED`.
+const MAP_SHARED: u64 = 1;
 /// `MAY_WRITE`.
 const MAY_WRITE: u32 = 2;
 /// `MAY_READ`.
@@ -66,7 +72,7 @@ pub fn file_permission(ctx: LsmContext) -> i32 {
     // SAFETY: never null.
     let refuse = unsafe {
         mask & MAY_READ != 0 && file::used(file, Gate::FilePermission)
-            || mask & MAY_WRITE != 0 && tamper::written(file)
+            || mask & MAY_WRITE != 0 && (tamper::written(file) || forward::written(file))
     };
     respond::lsm(refuse)
 }
@@ -79,8 +85,11 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
     if file.is_null() {
         return respond::PERMIT;
     }
+    let (protection, flags): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    let shows = protection & PROT_WRITE != 0 && flags & MAP_SHARED != 0;
     // SAFETY: not null.
-    respond::lsm(unsafe { file::used(file, Gate::MmapFile) })
+    let refuse = unsafe { file::used(file, Gate::MmapFile) || shows && forward::written(file) };
+    respond::lsm(refuse)
 }
 
 /// `int file_receive(struct file *file)`: a descriptor comes from another process.
@@ -387,7 +396,9 @@ pub fn sock_create(ctx: SockContext) -> i32 {
 /// `void sk_free_security(struct sock *sk)`
 #[lsm(hook = "sk_free_security")]
 pub fn sk_free_security(ctx: LsmContext) -> i32 {
-    socket::freed(ctx.arg::<*const u8>(0) as u64);
+    let sk = ctx.arg::<*const u8>(0) as u64;
+    socket::freed(sk);
+    forward::freed(sk);
     respond::PERMIT
 }
 
@@ -443,8 +454,100 @@ pub fn inode_link(ctx: LsmContext) -> i32 {
 /// `void inode_free_security(struct inode *inode)`
 #[lsm(hook = "inode_free_security")]
 pub fn inode_free_security(ctx: LsmContext) -> i32 {
-    watch::freed(ctx.arg::<*const u8>(0) as u64);
+    let inode = ctx.arg::<*const u8>(0) as u64;
+    watch::freed(inode);
+    forward::freed(inode);
     respond::PERMIT
+}
+
+/// `ssize_t pipe_read(struct kiocb *iocb, struct iov_iter *to)`; from 6.15 on `anon_pipe_read`.
+#[fexit(function = "pipe_read")]
+pub fn pipe_read(ctx: FExitContext) -> i32 {
+    if ctx.arg::<i64>(2) > 0 {
+        let call = ctx.arg::<*const u8>(0) as u64;
+        forward::read_pipe(read(call + offset!(kiocb_file)));
+    }
+    0
+}
+
+/// The same of FIFOs, from 6.15 on: `fifo_pipe_read`.
+#[fexit(function = "fifo_pipe_read")]
+pub fn fifo_pipe_read(ctx: FExitContext) -> i32 {
+    if ctx.arg::<i64>(2) > 0 {
+        let call = ctx.arg::<*const u8>(0) as u64;
+        forward::read_pipe(read(call + offset!(kiocb_file)));
+    }
+    0
+}
+
+/// `long do_splice(struct file *in, loff_t *off_in, struct file *out, loff_t *off_out, size_t len,
+/// unsigned int flags)`: before the bytes are where somebody can read them, and after they have come.
+#[fentry(function = "do_splice")]
+pub fn splice_begins(ctx: FEntryContext) -> i32 {
+    forward::spliced(file_argument(&ctx, 0), file_argument(&ctx, 2));
+    0
+}
+
+/// The same.
+#[fexit(function = "do_splice")]
+pub fn splice_ends(ctx: FExitContext) -> i32 {
+    let (from, to) = (ctx.arg::<*const u8>(0), ctx.arg::<*const u8>(2));
+    forward::spliced(from as u64, to as u64);
+    0
+}
+
+/// `long do_tee(struct file *in, struct file *out, size_t len, unsigned int flags)`, likewise.
+#[fentry(function = "do_tee")]
+pub fn tee_begins(ctx: FEntryContext) -> i32 {
+    forward::spliced(file_argument(&ctx, 0), file_argument(&ctx, 1));
+    0
+}
+
+/// The same.
+#[fexit(function = "do_tee")]
+pub fn tee_ends(ctx: FExitContext) -> i32 {
+    let (from, to) = (ctx.arg::<*const u8>(0), ctx.arg::<*const u8>(1));
+    forward::spliced(from as u64, to as u64);
+    0
+}
+
+#[inline(always)]
+fn file_argument(ctx: &FEntryContext, index: usize) -> u64 {
+    ctx.arg::<*const u8>(index) as u64
+}
+
+/// `int unix_stream_recvmsg(struct socket *sock, struct msghdr *msg, size_t size, int flags)`
+#[fexit(function = "unix_stream_recvmsg")]
+pub fn unix_stream_recvmsg(ctx: FExitContext) -> i32 {
+    received(&ctx, 4)
+}
+
+/// `int unix_dgram_recvmsg(struct socket *sock, struct msghdr *msg, size_t size, int flags)`
+#[fexit(function = "unix_dgram_recvmsg")]
+pub fn unix_dgram_recvmsg(ctx: FExitContext) -> i32 {
+    received(&ctx, 4)
+}
+
+/// `int unix_seqpacket_recvmsg(struct socket *sock, struct msghdr *msg, size_t size, int flags)`
+#[fexit(function = "unix_seqpacket_recvmsg")]
+pub fn unix_seqpacket_recvmsg(ctx: FExitContext) -> i32 {
+    received(&ctx, 4)
+}
+
+/// `ssize_t unix_stream_splice_read(struct socket *sock, loff_t *ppos, struct pipe_inode_info *pipe, size_t size,
+/// unsigned int flags)`
+#[fexit(function = "unix_stream_splice_read")]
+pub fn unix_stream_splice_read(ctx: FExitContext) -> i32 {
+    received(&ctx, 5)
+}
+
+/// Something came by a unix socket, if the result says so, which follows the arguments.
+#[inline(always)]
+fn received(ctx: &FExitContext, result: usize) -> i32 {
+    if ctx.arg::<i32>(result) > 0 {
+        forward::received(ctx.arg::<*const u8>(0) as u64);
+    }
+    0
 }
 
 /// `int task_kill(struct task_struct *p, struct kernel_siginfo *info, int sig, const struct cred *cred)`

@@ -23,6 +23,7 @@ use enforcer_common::{
 #[unsafe(no_mangle)]
 pub static OFFSETS: Offsets = Offsets {
     file_inode: 0,
+    kiocb_file: 0,
     file_mode: 0,
     file_path: 0,
     path_dentry: 0,
@@ -178,6 +179,11 @@ pub static PORTS: LpmTrie<[u8; 12], u32> = LpmTrie::with_max_entries(capacity::P
 #[map]
 pub static HOLDERS: HashMap<HolderKey, CredentialId> =
     HashMap::with_max_entries(capacity::HOLDERS, 0);
+
+/// What went into pipes, and what was sent to sockets: as if they were holders, by their kernel addresses.
+#[map]
+pub static LABELS: HashMap<HolderKey, CredentialId> =
+    HashMap::with_max_entries(capacity::LABELS, BPF_F_NO_PREALLOC);
 
 /// What each cgroup is.
 #[map]

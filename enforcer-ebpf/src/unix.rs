@@ -9,7 +9,7 @@ use enforcer_common::{
 
 use crate::{
     emit::Object,
-    file, gate,
+    file, forward, gate,
     kernel::{inode_key, read},
     maps::SOCKET_NAMES,
     offset,
@@ -27,6 +27,9 @@ const DATAGRAM: u16 = 2;
 pub fn reached(other: u64, gate: Gate) -> bool {
     if other == 0 {
         return false;
+    }
+    if gate.repeats() && forward::sent(other) {
+        return true;
     }
     let path: u64 = read(other + offset!(unix_path) + offset!(path_dentry));
     // All zero, the key of no file, for a name outside the file systems.

@@ -16,7 +16,7 @@ use enforcer::bundle::{OnExpiry, parse};
 use enforcer::compile::{CompileError, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
-use enforcer_common::tables::{Credential, SocketName};
+use enforcer_common::tables::{Credential, SocketName, Subject};
 use enforcer_common::verdict::{Action, Mode};
 
 use support::{ask, bundle, check, compiled, credential, node, one, program, refused, word};
@@ -206,6 +206,29 @@ credentials: [{id: key, sources: [{file: /key}]}]";
             ),
         ],
     );
+}
+
+#[test]
+fn what_is_declassified_is_known_and_not_governed() {
+    let declassify =
+        "declassify: [{match: {executable: {path: /bin/curl}}}, {file: /app.log}, {file: /key}]\n";
+    let follow = "credentials: [{id: key, follow: true, sources: [{file: /key}]}]";
+    let policy = compiled(&format!("{declassify}{follow}"));
+    let governed = |path: &str| {
+        let id = policy.credential_of(path.as_ref())?;
+        Some(policy.credentials.contains_key(&id))
+    };
+    assert_eq!(policy.bundle.follows, 1);
+    assert_eq!(governed("/app.log"), Some(false));
+    // A credential stays one.
+    assert_eq!(governed("/key"), Some(true));
+    assert_eq!(governed("/other.log"), None);
+    let standings: Vec<u32> = policy.subjects.values().map(|it| it.standing).collect();
+    assert_eq!(standings, [Subject::DECLASSIFIES]);
+    // Without anything that is followed it is nothing.
+    let policy = compiled(&format!("{declassify}{}", follow.replace("true", "false")));
+    assert_eq!(policy.bundle.follows, 0);
+    assert_eq!(policy.credential_of("/app.log".as_ref()), None);
 }
 
 #[test]

@@ -47,6 +47,7 @@ pub fn head() -> (u64, String) {
 pub struct Parts {
     /// Before the lists: `defaults`, `trusted`, `maintenance`, `baseline`.
     front: String,
+    declassified: String,
     credentials: String,
     workloads: String,
     entitlements: String,
@@ -62,6 +63,12 @@ impl Parts {
     /// With this program as a maintenance tool.
     pub fn maintained_by(mut self, path: &str) -> Self {
         self.front += &format!("maintenance:\n  - match: {{executable: {{path: {path}}}}}\n");
+        self
+    }
+
+    /// With an end of following.
+    pub fn declassify(mut self, fields: &str) -> Self {
+        item(&mut self.declassified, fields);
         self
     }
 
@@ -95,6 +102,13 @@ impl Parts {
     /// The text after the head.
     pub fn text(&self) -> String {
         let mut text = self.front.clone();
+        text.push_str("declassify:\n");
+        text.push_str(&self.declassified);
+        // The tests hear of everything that their actors do, and are to hold nothing by that.
+        if let Ok(program) = std::env::current_exe() {
+            let fields = format!("match: {{executable: {{path: {}}}}}", program.display());
+            item(&mut text, &fields);
+        }
         let steady = STEADY_IN_ALL.load(Ordering::Relaxed);
         for ((name, fields), mut items) in STEADY.into_iter().zip([
             self.credentials.clone(),

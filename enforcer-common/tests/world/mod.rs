@@ -173,7 +173,7 @@ fn bundle() -> impl Strategy<Value = Bundle> {
             masks: 0,
             environment: 0,
             degraded,
-            reserved: 0,
+            follows: 0,
             zero: 0,
         },
     )

@@ -19,6 +19,8 @@ pub struct Bundle {
     pub trusted: Vec<Match>,
     /// Tools that may do to the daemon and its programs what is refused to others; each has an [`Executable`].
     pub maintenance: Vec<Match>,
+    /// Where following ends.
+    pub declassify: Declassify,
     /// Destinations every holder may reach.
     pub baseline: Vec<Destination>,
     /// The secret material under governance, with unique ids and no source in two of them.
@@ -36,8 +38,20 @@ impl Bundle {
     /// Everything that it selects processes by.
     pub fn selectors(&self) -> impl Iterator<Item = &Match> {
         let workloads = self.workloads.iter().map(|workload| &workload.selectors);
-        workloads.chain(&self.trusted).chain(&self.maintenance)
+        workloads
+            .chain(&self.trusted)
+            .chain(&self.maintenance)
+            .chain(&self.declassify.programs)
     }
+}
+
+/// Where following a credential that is marked so ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declassify {
+    /// Who becomes no holder by what it is handed, and makes nobody one; each has an [`Executable`].
+    pub programs: Vec<Match>,
+    /// Files that are no copy, whoever writes them: [`Source::File`], [`Source::Files`] and [`Source::Directory`].
+    pub files: Vec<Source>,
 }
 
 /// Where a bundle comes from and how long it is good.
@@ -115,6 +129,8 @@ pub struct Credential {
     pub owner: Option<String>,
     /// If set, a reach must be covered by an entitlement for this very credential, whatever else is held.
     pub exclusive: bool,
+    /// If set, who is handed it by a holder holds it too, and files that a holder writes are as protected.
+    pub follow: bool,
     /// Where it can be read; never empty.
     pub sources: Vec<Source>,
 }

@@ -54,6 +54,7 @@ pub(super) fn validate(
         defaults,
         trusted: draft.trusted,
         maintenance: draft.maintenance,
+        declassify: draft.declassify,
         baseline: draft.baseline,
         credentials: draft
             .credentials

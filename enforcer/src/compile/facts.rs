@@ -12,6 +12,8 @@ use crate::bundle;
 /// What the node knows of the things a bundle names.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
+    /// Whether this tier can follow what is handed on.
+    pub forwarding: bool,
     /// The keys under which the kernel knows a program of this path and digest; several on overlayfs. Missing or
     /// empty if there is no such program or its digest is another.
     pub executables: BTreeMap<(PathBuf, Option<[u8; 32]>), Vec<ExecutableKey>>,

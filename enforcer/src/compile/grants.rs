@@ -117,6 +117,7 @@ impl Rights {
             let mut sources = credential.sources.iter();
             let variable = sources.any(|source| matches!(source, Source::Environment(_)));
             let flags = flag(credential.exclusive, Credential::EXCLUSIVE)
+                | flag(credential.follow, Credential::FOLLOW)
                 | flag(variable, Credential::ENVIRONMENT);
             (*id, flags)
         });

@@ -51,6 +51,7 @@ pub fn compile(
     reserved: &[Reserved],
 ) -> Result<Policy, CompileError> {
     numbering.begin();
+    let bundle = &with_declassified(bundle, facts);
     let credentials = credential_ids(bundle, numbering)?;
     let rights = Rights::of(bundle, facts, reserved, &credentials, numbering)?;
     let identities = Identities::of(bundle, numbering)?;
@@ -78,7 +79,7 @@ pub fn compile(
     let matcher = Matcher::of(bundle, &credentials)?;
     let watch = paths::build(bundle, &credentials, &matcher, numbering)?;
     let variables = variables(bundle, &credentials);
-    let policy = Policy {
+    let mut policy = Policy {
         bundle: tables::Bundle {
             expires: facts.clock.until(bundle.metadata.expires_at),
             generation: Generation(0),
@@ -95,7 +96,12 @@ pub fn compile(
                 .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
             environment: u8::from(!variables.is_empty()),
             degraded: 0,
-            reserved: 0,
+            follows: u8::from(
+                bundle
+                    .credentials
+                    .iter()
+                    .any(|credential| credential.follow),
+            ),
             zero: 0,
         },
         credentials: rights.credentials(bundle, &credentials),
@@ -114,9 +120,38 @@ pub fn compile(
         identities,
         matcher,
     };
+    // Their files are known, and nothing is decided about them.
+    let declassified = |info: &CredentialInfo| info.id == DECLASSIFIED;
+    policy
+        .credentials
+        .retain(|id, _| !policy.credential_info.get(id).is_some_and(declassified));
     policy.fits()?;
     numbering.finish();
     Ok(policy)
+}
+
+/// What declassified files are known as; no bundle can name it.
+const DECLASSIFIED: &str = "enforcer-declassified";
+
+/// The bundle with its declassified files as a last credential, if anything is followed here: of two that a file is, the
+/// first counts.
+fn with_declassified(bundle: &Bundle, facts: &Facts) -> Bundle {
+    let mut bundle = bundle.clone();
+    let follows = bundle
+        .credentials
+        .iter()
+        .any(|credential| credential.follow);
+    let sources = std::mem::take(&mut bundle.declassify.files);
+    if facts.forwarding && follows && !sources.is_empty() {
+        bundle.credentials.push(bundle::Credential {
+            id: DECLASSIFIED.to_owned(),
+            owner: None,
+            exclusive: false,
+            follow: false,
+            sources,
+        });
+    }
+    bundle
 }
 
 /// The numbers of the bundle's credentials, in its order.

@@ -114,7 +114,10 @@ pub(super) fn rows(
 fn standings(bundle: &Bundle) -> impl Iterator<Item = (&Match, u32)> {
     let trusted = bundle.trusted.iter().map(|it| (it, Subject::TRUSTED));
     let maintenance = bundle.maintenance.iter();
-    trusted.chain(maintenance.map(|it| (it, Subject::MAINTENANCE)))
+    let declassify = bundle.declassify.programs.iter();
+    trusted
+        .chain(maintenance.map(|it| (it, Subject::MAINTENANCE)))
+        .chain(declassify.map(|it| (it, Subject::DECLASSIFIES)))
 }
 
 /// The keys of a workload but for its program.

@@ -293,6 +293,7 @@ impl Engine {
         }
         self.names.refresh(&bundle).await;
         let facts = Facts {
+            forwarding: self.loaded.tier != Tier::Fanotify,
             executables: executables::look(&mut self.loaded.ebpf, &bundle),
             users: users::users(),
             hosts: self.names.hosts(),

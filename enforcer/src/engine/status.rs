@@ -72,6 +72,7 @@ impl Engine {
         let mut maps = Maps(&mut self.loaded.ebpf);
         Ok(BTreeMap::from([
             ("holders", maps.count::<HolderKey, CredentialId>("HOLDERS")?),
+            ("labels", maps.count::<HolderKey, CredentialId>("LABELS")?),
             ("cgroups", maps.count::<CgroupId, Cgroup>("CGROUPS")?),
             (
                 "files",
@@ -141,7 +142,7 @@ fn not_covered(tier: Tier) -> Vec<&'static str> {
 /// What this version leaves open on the tiers with hooks, told in `status`.
 const NOT_COVERED: &[&str] = &[
     "mappings of a credential that are older than the gates or than a revocation: page faults have no hook",
-    "what a holder hands on through unix sockets, pipes, shared memory and files to another workload",
+    "what a holder hands on to another workload through shared memory, queues, keyrings and vmsplice, and for credentials without `follow` through pipes, unix sockets and files too",
     "answers on accepted connections, where the bundle's defaults.inbound is permit",
     "core dumps of a holder into a program (core_pattern), for the moment until the daemon has turned them off",
     "an end of the daemon by init or by whoever started it: the programs end with it",

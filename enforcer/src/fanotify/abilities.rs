@@ -38,11 +38,11 @@ impl Abilities {
             "a new subdirectory of a watched directory, for the moment until the daemon has seen it",
             "mappings of a credential: judged when the file is opened, not when it is mapped or touched",
             "memory of a holder (ptrace, /proc/PID/mem)",
-            "unix sockets between workloads",
+            "what a holder hands on: pipes, unix sockets, files",
             "packet, vsock and other socket families of holders, except what passes the packet gate",
             "credentials that are endpoints",
             "answers on accepted connections, where the bundle's defaults.inbound is permit",
-            "what root on the host does to the daemon or its programs",
+            "what root on the host does to the daemon or its programs (that one was detached is noticed)",
         ];
         if !self.older_descriptor {
             list.push("descriptors of a credential that are older than its mark (this kernel does not ask about those)");

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use aya::maps::SkStorage;
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr,
-    Iter, Lsm, ProgramError, SockOps,
+    Iter, Lsm, Program, ProgramError, SockOps,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya_obj::btf::BtfKind;
 use enforcer_common::capacity;
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
@@ -120,6 +121,7 @@ const HOOKS: &[Hook] = &[
         "socket_sendmsg",
         "security_socket_sendmsg",
     ),
+    Hook::notice("sk_free_security", "security_sk_free"),
     Hook::gate("task_kill", "task_kill", "security_task_kill"),
     Hook::gate(
         "task_setrlimit",
@@ -140,8 +142,20 @@ const HOOKS: &[Hook] = &[
     Hook::gate("bpf", "bpf", "security_bpf"),
 ];
 
-/// Frees the records of sockets where those are not kept with the sockets themselves.
-const SOCKET_FREED: Hook = Hook::notice("sk_free_security", "security_sk_free");
+/// Programs that see what comes out of pipes and unix sockets, and goes from one to another, and the kernel functions
+/// that they are on. Of two names the newer kernels have the second; what a kernel has no function for is left out.
+const FOLLOWING: &[(&str, &[&str])] = &[
+    ("pipe_read", &["pipe_read", "anon_pipe_read"]),
+    ("fifo_pipe_read", &["fifo_pipe_read"]),
+    ("splice_begins", &["do_splice"]),
+    ("splice_ends", &["do_splice"]),
+    ("tee_begins", &["do_tee"]),
+    ("tee_ends", &["do_tee"]),
+    ("unix_stream_recvmsg", &["unix_stream_recvmsg"]),
+    ("unix_dgram_recvmsg", &["unix_dgram_recvmsg"]),
+    ("unix_seqpacket_recvmsg", &["unix_seqpacket_recvmsg"]),
+    ("unix_stream_splice_read", &["unix_stream_splice_read"]),
+];
 
 /// BTF tracepoints that follow processes and cgroups.
 const TRACEPOINTS: &[&str] = &[
@@ -253,8 +267,6 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// By what means reads and calls are refused.
     pub tier: Tier,
-    /// Whether records of sockets are found by cookie.
-    by_cookie: bool,
     /// The programs of the hooks on the `modify-return` tier, in the order of attaching.
     hooks: Vec<(&'static str, OwnedFd)>,
     /// What keeps those attached.
@@ -337,10 +349,9 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     }
     let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
     let mut hooks = Vec::new();
-    let wanted = HOOKS.iter().chain(by_cookie.then_some(&SOCKET_FREED));
     match tier {
         Tier::Lsm => {
-            for hook in wanted {
+            for hook in HOOKS {
                 program::<Lsm>(&mut ebpf, hook.program)?
                     .load(hook.hook, &btf)
                     .map_err(refused(hook.program, "loading"))?;
@@ -348,7 +359,7 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
         }
         Tier::ModifyReturn => {
             let programs = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
-            for hook in wanted {
+            for hook in HOOKS {
                 let program = programs
                     .load(hook.program, hook.function, hook.attach, &btf)
                     .map_err(not_hooked(hook.program, hook.function))?;
@@ -356,6 +367,9 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
             }
         }
         Tier::Fanotify => {}
+    }
+    if tier != Tier::Fanotify {
+        load_following(&mut ebpf, &btf)?;
     }
     let own = match tier {
         Tier::Fanotify => iterate::OWN_FILE,
@@ -388,10 +402,39 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     Ok(Loaded {
         ebpf,
         tier,
-        by_cookie,
         hooks,
         links: Vec::new(),
     })
+}
+
+/// Loads the programs that follow secrets.
+fn load_following(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
+    for (name, functions) in FOLLOWING {
+        let has = |function: &&&str| btf.id_by_type_name_kind(function, BtfKind::Func).is_ok();
+        let Some(function) = functions.iter().find(has) else {
+            continue;
+        };
+        match ebpf.program_mut(name) {
+            Some(Program::FEntry(program)) => program.load(function, btf),
+            Some(Program::FExit(program)) => program.load(function, btf),
+            _ => return Err(Error::Missing((*name).to_owned())),
+        }
+        .map_err(refused(name, "loading"))?;
+    }
+    Ok(())
+}
+
+/// Attaches those that are loaded.
+fn attach_following(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for (name, _) in FOLLOWING {
+        match ebpf.program_mut(name) {
+            Some(Program::FEntry(program)) if program.fd().is_ok() => program.attach().map(drop),
+            Some(Program::FExit(program)) if program.fd().is_ok() => program.attach().map(drop),
+            _ => Ok(()),
+        }
+        .map_err(refused(name, "attaching"))?;
+    }
+    Ok(())
 }
 
 /// What programs are told at load time.
@@ -470,6 +513,7 @@ fn attach(loaded: &mut Loaded) -> Result<(), Error> {
     program::<CgroupSock>(ebpf, "sock_create")?
         .attach(&root, CgroupAttachMode::Single)
         .map_err(refused("sock_create", "attaching"))?;
+    attach_following(&mut loaded.ebpf)?;
     attach_hooks(loaded)?;
     let ebpf = &mut loaded.ebpf;
     for name in SOCK_ADDR {
@@ -485,8 +529,7 @@ fn attach(loaded: &mut Loaded) -> Result<(), Error> {
 
 fn attach_hooks(loaded: &mut Loaded) -> Result<(), Error> {
     if loaded.tier == Tier::Lsm {
-        let freed = loaded.by_cookie.then_some(&SOCKET_FREED);
-        for hook in HOOKS.iter().chain(freed) {
+        for hook in HOOKS {
             program::<Lsm>(&mut loaded.ebpf, hook.program)?
                 .attach()
                 .map_err(refused(hook.program, "attaching"))?;

@@ -69,57 +69,98 @@ pub fn channels() -> (Records, Recorded) {
     (Records { uses, changes }, recorded)
 }
 
-/// Starts reading all rings. Records arrive in the order of each ring; when the channel is full the kernel's
-/// ring fills up instead, which the programs count.
+/// Starts reading all rings. Records arrive in the order of each ring, and uses before the denials that they led to; when
+/// a channel is full the kernel's ring fills up instead, which the programs count.
 pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<(), Error> {
-    start_ring(ebpf, "DENIALS", decode_use, &records.uses)?;
-    start_ring(ebpf, "USES", decode_use, &records.uses)?;
-    start_ring(ebpf, "NOTICES", decode_notice, &records.changes)
-}
-
-fn start_ring<T: Send + 'static>(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    decode: fn(&[u8]) -> Option<T>,
-    to: &mpsc::Sender<T>,
-) -> Result<(), Error> {
-    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
-    let ring = RingBuf::try_from(map).map_err(|source| Error::Map {
-        action: "open",
-        table: name,
-        source,
-    })?;
-    let to = to.clone();
-    tokio::spawn(async move {
-        if let Err(error) = read(ring, decode, to).await {
-            tracing::error!(ring = name, %error, "a ring cannot be read any more");
-        }
-    });
+    let (denials, uses) = (open(ebpf, "DENIALS")?, open(ebpf, "USES")?);
+    let to = records.uses.clone();
+    spawn("DENIALS and USES", read_uses(denials, uses, to));
+    let notices = open(ebpf, "NOTICES")?;
+    let to = records.changes.clone();
+    spawn("NOTICES", read_notices(notices, to));
     Ok(())
 }
 
-async fn read<T>(
-    ring: RingBuf<MapData>,
-    decode: fn(&[u8]) -> Option<T>,
-    to: mpsc::Sender<T>,
-) -> io::Result<()> {
+fn open(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Missing(name))?;
+    RingBuf::try_from(map).map_err(|source| Error::Map {
+        action: "open",
+        table: name,
+        source,
+    })
+}
+
+fn spawn(name: &'static str, reader: impl Future<Output = io::Result<()>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = reader.await {
+            tracing::error!(ring = name, %error, "a ring cannot be read any more");
+        }
+    });
+}
+
+fn follow(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
     // SAFETY: the ring owns its descriptor, closes it only when dropped, and always names the same one.
-    let mut ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }
-        .map_err(io::Error::from)?;
+    unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// How many records are taken from a ring at once.
+const BATCH: usize = 256;
+
+/// Takes records out of a ring. `true` if there may be more.
+fn take<T>(ring: &mut RingBuf<MapData>, decode: fn(&[u8]) -> Option<T>, into: &mut Vec<T>) -> bool {
+    for _ in 0..BATCH {
+        let Some(item) = ring.next() else {
+            return false;
+        };
+        into.extend(decode(&item));
+    }
+    true
+}
+
+async fn read_uses(
+    denials: RingBuf<MapData>,
+    uses: RingBuf<MapData>,
+    to: mpsc::Sender<Use>,
+) -> io::Result<()> {
+    let (mut denials, mut uses) = (follow(denials)?, follow(uses)?);
     loop {
-        let mut guard = ring.readable_mut().await?;
         let mut batch = Vec::new();
-        while let Some(item) = guard.get_inner_mut().next() {
-            batch.extend(decode(&item));
-            if batch.len() == 256 {
-                break;
+        // Denials first: what led to one is in the other ring by then.
+        tokio::select! {
+            guard = denials.readable_mut() => {
+                let mut guard = guard?;
+                if !take(guard.get_inner_mut(), decode_use, &mut batch) {
+                    guard.clear_ready();
+                }
+                take(uses.get_mut(), decode_use, &mut batch);
+            }
+            guard = uses.readable_mut() => {
+                let mut guard = guard?;
+                take(denials.get_mut(), decode_use, &mut batch);
+                if !take(guard.get_inner_mut(), decode_use, &mut batch) {
+                    guard.clear_ready();
+                }
             }
         }
-        if batch.len() < 256 {
-            guard.clear_ready();
-        }
+        batch.sort_by_key(|record| record.time);
         for record in batch {
             if to.send(record).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn read_notices(ring: RingBuf<MapData>, to: mpsc::Sender<Change>) -> io::Result<()> {
+    let mut ring = follow(ring)?;
+    loop {
+        let mut batch = Vec::new();
+        let mut guard = ring.readable_mut().await?;
+        if !take(guard.get_inner_mut(), decode_notice, &mut batch) {
+            guard.clear_ready();
+        }
+        for notice in batch {
+            if to.send(notice).await.is_err() {
                 return Ok(());
             }
         }

@@ -2,6 +2,7 @@
 
 mod processes;
 mod tamper;
+mod trail;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -22,6 +23,7 @@ use crate::compile::Policy;
 use crate::kernel::tier::Tier;
 
 use processes::{Ancestor, Description, Processes};
+use trail::{Hop, Trails};
 
 /// Where events go.
 pub struct Log {
@@ -29,6 +31,7 @@ pub struct Log {
     sequence: u64,
     file: Option<std::fs::File>,
     processes: Processes,
+    trails: Trails,
 }
 
 /// The use a record tells of, in the terms of people.
@@ -57,6 +60,12 @@ struct Event<'a> {
     /// The process whose memory was read, or that something was done to.
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<u32>,
+    /// Whether something was `given` away or `taken`, where it was handed on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handed: Option<&'static str>,
+    /// How the secret came here, where it was handed on or a reach is denied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    path: Vec<Hop>,
     /// What was done to the enforcer.
     #[serde(skip_serializing_if = "Option::is_none")]
     what: Option<String>,
@@ -146,6 +155,7 @@ impl Log {
             sequence: 0,
             file,
             processes: Processes::default(),
+            trails: Trails::default(),
         })
     }
 
@@ -153,7 +163,13 @@ impl Log {
     pub fn write_use(&mut self, record: &Use, context: &Context<'_>) {
         self.sequence += 1;
         let description = self.processes.describe(record, context.executables);
-        let event = self.event(record, context, description);
+        let file = (context.path_of)(&record.file).map(|path| path.display().to_string());
+        let path = self.trails.follow(record, &description, file.as_deref());
+        let mut event = self.event(record, context, description);
+        event.file = file;
+        if record.kind != Kind::Read as u8 {
+            event.path = path;
+        }
         match serde_json::to_string(&event) {
             Ok(line) => self.line(&line),
             Err(error) => tracing::error!(%error, "an event cannot be written"),
@@ -233,7 +249,7 @@ impl Log {
             ticket: approval.and_then(|it| it.ticket.as_deref()),
             bundle: context.version,
             process: process(record, context, description),
-            file: (context.path_of)(&record.file).map(|path| path.display().to_string()),
+            file: None,
             destination: destination(record, context),
             socket: (record.kind == Kind::Reach as u8)
                 .then(|| record.destination.as_socket())
@@ -244,6 +260,8 @@ impl Log {
                     protocol,
                 }),
             target: (record.target.0 != 0).then_some(record.target.0),
+            handed: handed(record),
+            path: Vec::new(),
             what: tamper::what(record),
             gate: name(Gate::from_u8(record.gate), Gate::name),
             tier: context.tier,
@@ -279,7 +297,8 @@ fn process(record: &Use, context: &Context<'_>, description: Description) -> Pro
 fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
     let to = &record.destination;
     let is_none = to.protocol().0 == 0 && to.port() == 0;
-    if is_none || record.kind == Kind::Tamper as u8 {
+    let is_use = [Kind::Read as u8, Kind::Reach as u8].contains(&record.kind);
+    if is_none || !is_use {
         return None;
     }
     let address = Ipv6Addr::from(to.address.octets()).to_canonical();
@@ -298,6 +317,12 @@ fn destination(record: &Use, context: &Context<'_>) -> Option<Destination> {
         host: (context.host_of)(address),
         answers,
     })
+}
+
+/// Whether something was given away or taken, where it was handed on.
+fn handed(record: &Use) -> Option<&'static str> {
+    let [_, taken, _] = record.destination.as_detail();
+    (record.kind == Kind::Forward as u8).then_some(if taken == 0 { "given" } else { "taken" })
 }
 
 /// NUL-padded bytes from the kernel as text.

@@ -28,8 +28,24 @@ pub struct Description {
 /// A parent, or a parent's parent.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ancestor {
-    pid: i32,
+    /// Its process.
+    pub pid: i32,
     comm: String,
+}
+
+#[cfg(test)]
+impl Description {
+    /// Of a program, with a parent.
+    pub fn named(exe: &str, parent: i32) -> Self {
+        Self {
+            exe: exe.to_owned(),
+            args: Vec::new(),
+            ancestors: vec![Ancestor {
+                pid: parent,
+                comm: String::new(),
+            }],
+        }
+    }
 }
 
 /// The processes of the last second.

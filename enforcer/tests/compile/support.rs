@@ -37,6 +37,7 @@ pub fn node() -> Facts {
     };
     let ip = |text: &str| text.parse().expect("an address");
     Facts {
+        forwarding: true,
         executables: BTreeMap::from([
             executable("/bin/restic", &[1]),
             executable("/bin/curl", &[2]),

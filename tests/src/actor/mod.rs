@@ -14,6 +14,7 @@ use uring::How;
 
 mod engines;
 mod files;
+mod handing;
 mod inflight;
 mod local;
 mod memory;
@@ -195,6 +196,7 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
             .or_else(|| engines::perform(verb, state, words))
             .or_else(|| local::perform(verb, state, words))
             .or_else(|| memory::perform(verb, state, words))
+            .or_else(|| handing::perform(verb, words))
             .or_else(|| tamper::perform(verb, words))
             .or_else(|| odd::perform(verb, state, words))
             .or_else(|| packets::perform(verb, state, words))

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{
     Attack, attack,
-    expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier, open},
+    expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier, hooks_only, open},
     stage::{Goal, READ, Stage, Tried, pids, root},
     untried,
 };
@@ -21,7 +21,8 @@ use crate::{
 
 const SEND: &str = "tcp 10.20.0.66:9000";
 const UNIT_READ: &str = "read /srv/t/unit-key";
-const NOT_FOLLOWED: &str = "what is handed from workload to workload is not followed";
+const NOT_FOLLOWED: &str = "shared memory, keyrings and other processes' memory are not followed";
+const NO_HOOKS: &str = "no hooks: what is handed on is not followed";
 
 pub const ATTACKS: &[Attack] = &[
     attack(
@@ -51,8 +52,8 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "B02",
         "fifo_between_units",
-        "a named pipe to another workload",
-        open(NOT_FOLLOWED),
+        "a named pipe to another process, outside any unit",
+        hooks_only(NO_HOOKS),
         |s| {
             s.standard()?;
             let _fifo = super::stage::Temporary::made("/srv/t/fifo", |path| {
@@ -74,19 +75,6 @@ pub const ATTACKS: &[Attack] = &[
             s.works(&root("entitled"), &[READ, "share-put 77"])?;
             s.twin(&root("other"), Goal::Send, &[SEND])?;
             s.attack(&root("other"), Goal::Send, &["share-get 77", SEND])
-        },
-    ),
-    attack(
-        "B04",
-        "file_relay",
-        "a file that another workload reads and sends",
-        open(NOT_FOLLOWED),
-        |s| {
-            s.standard()?;
-            let _relay = super::stage::Temporary::made("/srv/t/relay", |_| Ok(()))?;
-            s.works(&root("entitled"), &[READ, "write-file /srv/t/relay"])?;
-            s.twin(&root("other"), Goal::Send, &[SEND])?;
-            s.attack(&root("other"), Goal::Send, &["read /srv/t/relay", SEND])
         },
     ),
     attack(
@@ -509,7 +497,7 @@ fn handed_on(s: &mut Stage<'_>, reading: &[&str], writing: &str) -> Result<()> {
     let outcome = reader.finish()?;
     let tried = Tried {
         goal: Goal::Send,
-        got: s.arrived(&before, true)?,
+        got: s.arrived(&before, s.seen.why().is_some())?,
         errno: outcome.last()?.errno,
         pids: pids(&outcome),
         text: check::summary(&outcome),

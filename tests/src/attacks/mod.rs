@@ -18,6 +18,7 @@ mod stage;
 mod daemon;
 mod environment;
 mod families;
+mod forwarding;
 mod holders;
 mod inbound;
 mod inflight;
@@ -77,6 +78,7 @@ const ALL: &[&[Attack]] = &[
     memory::ATTACKS,
     environment::ATTACKS,
     holders::ATTACKS,
+    forwarding::ATTACKS,
     families::ATTACKS,
     packets::ATTACKS,
     inflight::ATTACKS,

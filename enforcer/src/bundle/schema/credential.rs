@@ -9,8 +9,8 @@ use super::label;
 
 pub(in crate::bundle) const CREDENTIAL: Shape = Shape {
     what: "a credential",
-    fields: &["id", "owner", "exclusive", "sources"],
-    later: &["follow"],
+    fields: &["id", "owner", "exclusive", "follow", "sources"],
+    later: &[],
 };
 const SOURCE: Shape = Shape {
     what: "a source",
@@ -36,6 +36,7 @@ pub(in crate::bundle) fn credential(
 ) -> Option<CredentialDraft> {
     let owner = fields.optional(report, "owner", label);
     let exclusive = fields.optional(report, "exclusive", |at, report| at.flag(report));
+    let follow = fields.optional(report, "follow", |at, report| at.flag(report));
     let sources = fields.required(report, "sources", |at, report| {
         let sources = at.list(report, "sources", source)?;
         if sources.is_empty() {
@@ -48,6 +49,7 @@ pub(in crate::bundle) fn credential(
         id: id.to_owned(),
         owner: owner?,
         exclusive: exclusive?.unwrap_or(false),
+        follow: follow?.unwrap_or(false),
         sources,
     };
     Some(CredentialDraft { credential, places })

@@ -18,7 +18,9 @@ pub(super) use entitlement::{EntitlementDraft, Scope};
 
 use super::decode::{At, Fields, Shape};
 use super::mistake::{Place, Report};
-use super::model::{Action, Defaults, Destination, Inbound, Match, Metadata, Mode, OnExpiry};
+use super::model::{
+    Action, Declassify, Defaults, Destination, Inbound, Match, Metadata, Mode, OnExpiry,
+};
 use super::values;
 
 const DOCUMENT: Shape = Shape {
@@ -30,6 +32,7 @@ const DOCUMENT: Shape = Shape {
         "defaults",
         "trusted",
         "maintenance",
+        "declassify",
         "baseline",
         "credentials",
         "workloads",
@@ -57,6 +60,11 @@ const MAINTENANCE: Shape = Shape {
     fields: &["match"],
     later: &[],
 };
+const DECLASSIFY: Shape = Shape {
+    what: "an item of `declassify`",
+    fields: &["match", "file", "directory"],
+    later: &[],
+};
 const BASELINE: Shape = Shape {
     what: "`baseline`",
     fields: &["destinations"],
@@ -76,6 +84,7 @@ pub(super) struct Draft {
     pub defaults: Vec<Placed<Option<Defaults>>>,
     pub trusted: Vec<Match>,
     pub maintenance: Vec<Match>,
+    pub declassify: Declassify,
     pub baseline: Vec<Destination>,
     pub credentials: Vec<Named<CredentialDraft>>,
     pub workloads: Vec<Named<Placed<Match>>>,
@@ -141,6 +150,11 @@ pub(super) fn document(at: At<'_>, report: &mut Report, draft: &mut Draft) {
             })
             .unwrap_or_default(),
         );
+    }
+    if let Some(at) = fields.get("declassify") {
+        at.list(report, "items", |at, report| {
+            declassify(at, report, &mut draft.declassify)
+        });
     }
     if let Some(at) = fields.get("baseline") {
         draft
@@ -251,16 +265,34 @@ fn defaults(at: At<'_>, report: &mut Report) -> Option<Defaults> {
 fn program(at: At<'_>, report: &mut Report, shape: &Shape) -> Option<Match> {
     let fields = at.fields(report, shape)?;
     fields.required(report, "match", |at, report| {
-        let selectors = selectors(at, report)?;
-        if selectors.executable.is_none() {
-            let message = format!(
-                "{} must be known by its program; add `executable: {{path: ...}}`",
-                shape.what
-            );
-            return at.refuse(report, message);
-        }
-        Some(selectors)
+        program_selectors(at, report, shape)
     })
+}
+
+fn program_selectors(at: At<'_>, report: &mut Report, shape: &Shape) -> Option<Match> {
+    let selectors = selectors(at, report)?;
+    if selectors.executable.is_none() {
+        let message = format!(
+            "{} must be known by its program; add `executable: {{path: ...}}`",
+            shape.what
+        );
+        return at.refuse(report, message);
+    }
+    Some(selectors)
+}
+
+fn declassify(at: At<'_>, report: &mut Report, into: &mut Declassify) -> Option<()> {
+    let fields = at.fields(report, &DECLASSIFY)?;
+    let (name, at) = fields.exactly_one(report, DECLASSIFY.fields)?;
+    match name {
+        "match" => {
+            let selectors = program_selectors(at, report, &DECLASSIFY)?;
+            into.programs.push(selectors);
+        }
+        "file" => into.files.push(at.parsed(report, values::file)?),
+        _ => into.files.push(at.parsed(report, values::directory)?),
+    }
+    Some(())
 }
 
 fn baseline(at: At<'_>, report: &mut Report) -> Option<Vec<Destination>> {
