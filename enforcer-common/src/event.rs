@@ -89,6 +89,9 @@ code!(
     }
 );
 
+/// How many generations before its parent are told of a process.
+pub const ANCESTORS: usize = 4;
+
 /// One use: who, what, and what was decided.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -112,6 +115,8 @@ pub struct Use {
     pub tid: Tid,
     /// Parent process.
     pub parent: crate::ids::Tgid,
+    /// Its parents in turn, nearest first; 0 where there is none.
+    pub ancestors: [crate::ids::Tgid; ANCESTORS],
     /// The process whose memory was read, or that something was done to; 0 for all else.
     pub target: crate::ids::Tgid,
     /// A [`Kind`].
@@ -191,5 +196,5 @@ pub struct Notice {
     pub name: [u8; 256],
 }
 
-const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 24 + 8 + 80);
+const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 24 + 16 + 8 + 80);
 const _: () = assert!(size_of::<Notice>() == 8 + 8 + 32 + 8 + 256);

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use enforcer_common::{
     address::Destination,
     capacity,
-    event::{Gate, Kind, Notice, NoticeKind, Ring, Use},
+    event::{ANCESTORS, Gate, Kind, Notice, NoticeKind, Ring, Use},
     facts::Task,
     ids::{BootNs, CgroupId, InodeKey, Tgid, Tid},
     tables::Share,
@@ -173,6 +173,7 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         (*record).reserved = 0;
         (*record).tid = Tid(0);
         (*record).parent = Tgid(0);
+        (*record).ancestors = [Tgid(0); ANCESTORS];
         (*record).comm = [0; 16];
         (*record).executable_name = [0; 64];
     }
@@ -185,6 +186,13 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         unsafe {
             (*record).tid = task::ids().1;
             (*record).parent = Tgid(read(parent + offset!(task_tgid)));
+            let mut ancestor = parent;
+            let mut generation = 0;
+            while generation < ANCESTORS {
+                ancestor = read(ancestor + offset!(task_parent));
+                (*record).ancestors[generation] = Tgid(read(ancestor + offset!(task_tgid)));
+                generation += 1;
+            }
             (*record).comm = bpf_get_current_comm().unwrap_or_default();
             if file != 0 {
                 let dentry: u64 = read(file + offset!(file_path) + offset!(path_dentry));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use enforcer_common::address::Destination;
 use enforcer_common::decide;
-use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Use, taken};
+use enforcer_common::event::{ANCESTORS, Gate, Kind, Notice, NoticeKind, Use, taken};
 use enforcer_common::ids::{BootNs, CgroupId, CredentialId, InodeKey, Tgid, Tid};
 use enforcer_common::iterate::{FileRecord, ThreadRecord};
 use enforcer_common::tables::{CredentialKey, Tables as _};
@@ -347,6 +347,7 @@ fn report(
         generation: rules.generation,
         credential: verdict.credential(),
         entitlement: verdict.entitlement(),
+        ancestors: [Tgid(0); ANCESTORS],
         tid: thread.tid,
         parent: thread.parent,
         kind: Kind::Read as u8,

@@ -164,7 +164,9 @@ impl Log {
         self.sequence += 1;
         let description = self.processes.describe(record, context.executables);
         let file = (context.path_of)(&record.file).map(|path| path.display().to_string());
-        let path = self.trails.follow(record, &description, file.as_deref());
+        let path = self
+            .trails
+            .follow(record, &description.exe, file.as_deref());
         let mut event = self.event(record, context, description);
         event.file = file;
         if record.kind != Kind::Read as u8 {

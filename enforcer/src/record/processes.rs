@@ -28,24 +28,8 @@ pub struct Description {
 /// A parent, or a parent's parent.
 #[derive(Clone, Debug, Serialize)]
 pub struct Ancestor {
-    /// Its process.
-    pub pid: i32,
+    pid: i32,
     comm: String,
-}
-
-#[cfg(test)]
-impl Description {
-    /// Of a program, with a parent.
-    pub fn named(exe: &str, parent: i32) -> Self {
-        Self {
-            exe: exe.to_owned(),
-            args: Vec::new(),
-            ancestors: vec![Ancestor {
-                pid: parent,
-                comm: String::new(),
-            }],
-        }
-    }
 }
 
 /// The processes of the last second.
@@ -78,12 +62,20 @@ impl Processes {
 fn look(record: &Use, executables: &BTreeMap<ExecutableKey, PathBuf>) -> Description {
     let pid = record.task.tgid.0;
     let selected = executables.get(&record.task.executable).cloned();
-    let exe = selected.or_else(|| std::fs::read_link(format!("/proc/{pid}/exe")).ok());
+    let name = super::text(&record.executable_name);
+    let exe = selected.or_else(|| {
+        let path = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        // It may have become another program since.
+        let same = path
+            .file_name()
+            .is_some_and(|it| it.to_string_lossy() == name);
+        (same || name.is_empty()).then_some(path)
+    });
     let args = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     Description {
         exe: match exe {
             Some(path) => path.display().to_string(),
-            None => super::text(&record.executable_name),
+            None => name,
         },
         args: args
             .split(|byte| *byte == 0)

@@ -6,8 +6,6 @@ use enforcer_common::event::{Gate, Kind, Use};
 use enforcer_common::ids::{BootNs, CgroupId, CredentialId, InodeKey, Tgid};
 use serde::Serialize;
 
-use super::processes::Description;
-
 /// So many trails of each kind are remembered; with one more all are forgotten, and events have no `path` for a while.
 const REMEMBERED: usize = 16_384;
 /// Longer ones keep their beginning and their end.
@@ -48,16 +46,11 @@ struct Trail {
 
 impl Trails {
     /// Takes note of a record, and says how the secret that it is about came to whoever it is about.
-    pub fn follow(
-        &mut self,
-        record: &Use,
-        description: &Description,
-        file: Option<&str>,
-    ) -> Vec<Hop> {
+    pub fn follow(&mut self, record: &Use, exe: &str, file: Option<&str>) -> Vec<Hop> {
         let credential = record.credential;
         let hop = |how| Hop {
             pid: record.task.tgid.0,
-            exe: description.exe.clone(),
+            exe: exe.to_owned(),
             how,
             file: file.map(str::to_owned),
         };
@@ -72,7 +65,7 @@ impl Trails {
             Some(Kind::Forward) => {
                 let [object, taken, _] = record.destination.as_detail();
                 if is_file {
-                    let mut hops = self.to(record, description);
+                    let mut hops = self.to(record);
                     hops.push(hop(Gate::FileWrite.name()));
                     self.remember(
                         Place::File(record.file),
@@ -88,18 +81,18 @@ impl Trails {
                     self.remember(holder(record), credential, record.task.start, hops.clone());
                     hops
                 } else {
-                    let hops = self.to(record, description);
+                    let hops = self.to(record);
                     self.remember(Place::Object(object), credential, BootNs(0), hops.clone());
                     hops
                 }
             }
-            Some(Kind::Reach) if record.reason != 0 => self.to(record, description),
+            Some(Kind::Reach) if record.reason != 0 => self.to(record),
             _ => Vec::new(),
         }
     }
 
     /// The trail to the task that a record is about: its instance's, its own, or that of the nearest ancestor with one.
-    fn to(&self, record: &Use, description: &Description) -> Vec<Hop> {
+    fn to(&self, record: &Use) -> Vec<Hop> {
         let credential = record.credential;
         let own = self.0.get(&(holder(record), credential));
         if let Some(own) =
@@ -107,14 +100,9 @@ impl Trails {
         {
             return own.hops.clone();
         }
-        let ancestors = description.ancestors.iter();
-        ancestors
-            .map(|ancestor| {
-                self.of(
-                    Place::Process(Tgid(ancestor.pid.cast_unsigned())),
-                    credential,
-                )
-            })
+        let parents = std::iter::once(&record.parent).chain(&record.ancestors);
+        parents
+            .map(|parent| self.of(Place::Process(*parent), credential))
             .find(|hops| !hops.is_empty())
             .unwrap_or_default()
     }
@@ -162,11 +150,8 @@ mod tests {
         record.credential = SECRET;
         record.task.tgid = Tgid(pid);
         record.task.start = BootNs(u64::from(pid) * 100);
+        record.parent = Tgid(1);
         record
-    }
-
-    fn called(exe: &str, parent: i32) -> Description {
-        Description::named(exe, parent)
     }
 
     fn handed(gate: Gate, pid: u32, object: u64, taken: u64) -> Use {
@@ -182,57 +167,43 @@ mod tests {
     #[test]
     fn a_secret_is_followed_through_a_pipe_to_a_child() {
         let mut trails = Trails::default();
-        trails.follow(
-            &record(Kind::Read, Gate::FileOpen, 11),
-            &called("cat", 10),
-            Some("/key"),
-        );
-        trails.follow(&handed(Gate::Pipe, 11, 500, 0), &called("cat", 10), None);
-        trails.follow(&handed(Gate::Pipe, 10, 500, 1), &called("sh", 1), None);
+        trails.follow(&record(Kind::Read, Gate::FileOpen, 11), "cat", Some("/key"));
+        trails.follow(&handed(Gate::Pipe, 11, 500, 0), "cat", None);
+        trails.follow(&handed(Gate::Pipe, 10, 500, 1), "sh", None);
         let mut denied = record(Kind::Reach, Gate::SocketConnect, 12);
         denied.reason = 11;
-        let path = trails.follow(&denied, &called("curl", 10), None);
+        denied.ancestors[1] = Tgid(10);
+        let path = trails.follow(&denied, "curl", None);
         assert_eq!(hows(&path), [(11, "read"), (10, "pipe")]);
         assert_eq!(path[0].file.as_deref(), Some("/key"));
         // Somebody else's child.
-        let path = trails.follow(&denied, &called("curl", 99), None);
+        denied.ancestors[1] = Tgid(99);
+        let path = trails.follow(&denied, "curl", None);
         assert_eq!(path, []);
     }
 
     #[test]
     fn a_process_with_the_id_of_one_that_ended_has_no_trail() {
         let mut trails = Trails::default();
-        trails.follow(
-            &record(Kind::Read, Gate::FileOpen, 11),
-            &called("cat", 10),
-            None,
-        );
+        trails.follow(&record(Kind::Read, Gate::FileOpen, 11), "cat", None);
         let mut denied = record(Kind::Reach, Gate::SocketConnect, 11);
         denied.reason = 11;
         denied.task.start = BootNs(5);
-        assert_eq!(trails.follow(&denied, &called("curl", 99), None), []);
+        assert_eq!(trails.follow(&denied, "curl", None), []);
     }
 
     #[test]
     fn long_trails_keep_their_ends() {
         let mut trails = Trails::default();
-        trails.follow(
-            &record(Kind::Read, Gate::FileOpen, 1),
-            &called("cat", 0),
-            None,
-        );
+        trails.follow(&record(Kind::Read, Gate::FileOpen, 1), "cat", None);
         for pid in 1..40 {
             let object = u64::from(pid);
-            trails.follow(&handed(Gate::Pipe, pid, object, 0), &called("a", 0), None);
-            trails.follow(
-                &handed(Gate::Pipe, pid + 1, object, 1),
-                &called("a", 0),
-                None,
-            );
+            trails.follow(&handed(Gate::Pipe, pid, object, 0), "a", None);
+            trails.follow(&handed(Gate::Pipe, pid + 1, object, 1), "a", None);
         }
         let mut denied = record(Kind::Reach, Gate::SocketConnect, 40);
         denied.reason = 11;
-        let path = trails.follow(&denied, &called("curl", 99), None);
+        let path = trails.follow(&denied, "curl", None);
         assert_eq!(path.len(), LONGEST);
         assert_eq!(hows(&path)[0], (1, "read"));
         assert_eq!(hows(&path)[LONGEST - 1], (40, "pipe"));

@@ -11,7 +11,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{self, SpliceFFlags},
-    sys::{memfd, sendfile},
+    sys::{eventfd::EventFd, memfd, sendfile},
     unistd::{self, Pid},
 };
 use serde_json::json;
@@ -120,8 +120,9 @@ fn send_to_connected(fd: &OwnedFd, bytes: &[u8], flags: i32) -> nix::Result<usiz
 fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
     let to = words.address()?;
     let path = words.next()?;
-    let (hear, say) = unistd::pipe()?;
-    let waker = child(false, &|| wake(&hear, to))?;
+    // No pipe, by which it would hold what is read in the meantime.
+    let word = EventFd::new()?;
+    let waker = child(false, &|| wake(&word, to))?;
     let fd = socket(family(to), libc::SOCK_STREAM, 0)?;
     connect(&fd, to)?;
     let mut flags = 0;
@@ -150,7 +151,7 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
         // SAFETY: within the buffer, whose length is a multiple of the payload's.
         unsafe { ((start + at) as *mut u8).copy_from(PAYLOAD.as_ptr(), PAYLOAD.len()) };
     }
-    unistd::write(&say, b"!")?;
+    word.write(1)?;
     let result: nix::Result<()> = sender.join().map_err(|_| Errno::ECANCELED)?;
     ended(waker)?;
     drain(&connection)?;
@@ -158,9 +159,9 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
 }
 
 /// Tells the slow one to read, once somebody says so: a process of its own, which holds nothing.
-fn wake(hear: &OwnedFd, slow: SocketAddr) -> nix::Result<()> {
+fn wake(word: &EventFd, slow: SocketAddr) -> nix::Result<()> {
     unistd::alarm::set(PATIENCE_SECS);
-    unistd::read(hear, &mut [0])?;
+    word.read()?;
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| errno(&error))?;
     let sent = socket.send_to(b"go on", slow);
     sent.map(drop).map_err(|error| errno(&error))

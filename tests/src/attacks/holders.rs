@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{
     Attack, attack,
@@ -20,6 +20,8 @@ use crate::{
 };
 
 const SEND: &str = "tcp 10.20.0.66:9000";
+/// Who else starts just then may get the number.
+const ATTEMPTS: u32 = 10;
 const UNIT_READ: &str = "read /srv/t/unit-key";
 const NOT_FOLLOWED: &str = "shared memory, keyrings and other processes' memory are not followed";
 const NO_HOOKS: &str = "no hooks: what is handed on is not followed";
@@ -199,29 +201,24 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             s.alone()?;
             s.standard()?;
-            let outcome = s.works(&root("entitled"), &[READ])?;
-            fs::write(
-                "/proc/sys/kernel/ns_last_pid",
-                (outcome.pid - 1).to_string(),
-            )?;
-            let before = s.frames()?;
-            let twin = root("entitled").run([SEND])?;
-            ensure!(
-                twin.pid == outcome.pid,
-                "got {} instead of {} again",
-                twin.pid,
-                outcome.pid
-            );
-            ensure!(
-                s.arrived(&before, true)?,
-                "the number's next owner is a holder"
-            );
-            // A holder's number is no right either.
-            fs::write(
-                "/proc/sys/kernel/ns_last_pid",
-                (outcome.pid - 1).to_string(),
-            )?;
-            s.attack(&root("other"), Goal::Read, &["read /srv/t/key"])
+            let next_is =
+                |pid: u32| fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string());
+            for _ in 0..ATTEMPTS {
+                let holder = s.works(&root("entitled"), &[READ])?.pid;
+                next_is(holder)?;
+                let before = s.frames()?;
+                let twin = root("entitled").run([SEND])?;
+                ensure!(
+                    s.arrived(&before, true)?,
+                    "the number's next owner is a holder"
+                );
+                if twin.pid == holder {
+                    // A holder's number is no right either.
+                    next_is(holder)?;
+                    return s.attack(&root("other"), Goal::Read, &["read /srv/t/key"]);
+                }
+            }
+            bail!("others were always first to get the number")
         },
     ),
     attack(

@@ -20,6 +20,7 @@ mod malformed;
 mod network;
 mod overload;
 mod paths;
+mod scripts;
 mod selectors;
 pub mod standard;
 mod swap;
@@ -48,6 +49,7 @@ const ALL: &[&[Case]] = &[
     network::CASES,
     kill::CASES,
     paths::CASES,
+    scripts::CASES,
     appear::CASES,
     clock::CASES,
     malformed::CASES,
