@@ -41,8 +41,8 @@ const SCRIPTS: &[(&str, &str, &[&str])] = &[
     ("background", "{ T=$(CAT); END; } & wait $!", &["busybox"]),
     (
         "standard input",
-        "CAT | { cat > /dev/null; END; }",
-        &["busybox"],
+        "CAT | { T=$(cat); END; }",
+        &["busybox"; 2],
     ),
     (
         "loop",
