@@ -105,7 +105,7 @@ fn hold(credential: CredentialId) -> u32 {
 
 /// The current task may hold more than can be known.
 #[inline(never)]
-fn overflow() -> u32 {
+pub fn overflow() -> u32 {
     let task = task::current_holder();
     let process = Holder::process(task.tgid, task.start);
     mark(process);

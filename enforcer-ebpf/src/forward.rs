@@ -20,7 +20,7 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    gate,
+    environment, gate,
     holders::{self, added},
     kernel::{inode_key, load, read},
     maps::{FILES, HOLDERS, LABELS},
@@ -261,11 +261,11 @@ pub extern "C" fn took(object: u64, through: u64) -> u64 {
 /// The current task was handed more than can be tracked.
 #[inline(never)]
 fn overflow() -> u32 {
-    let mut holder = Holder::default();
-    let lone = holding(&mut holder);
-    if lone || follows() {
-        let slot = HELD_PER_HOLDER;
-        let _ = HOLDERS.insert(&HolderKey { holder, slot }, CredentialId(0), 0);
+    let mut task = Task::NOBODY;
+    task::current(&mut task);
+    let goes = task.instance.0 == 0 || follows();
+    if goes && !decide::declassifies(&KernelTables, &task) {
+        environment::overflow();
     }
     0
 }
