@@ -62,14 +62,14 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "B02",
         "spliced_pipes",
-        "from a labelled pipe into another by splice and by tee",
+        "from a pipe with a secret in it into another, by splice and by tee",
         FOLLOWED,
         |s| {
             s.standard()?;
             for way in ["splice-on", "tee-on"] {
                 let script = |file: &str| {
                     format!(
-                        "{PROGRAMS}/entitled read {file} | {PROGRAMS}/other {way} | {{ read line; {PROGRAMS}/other {SEND}; }}"
+                        "{PROGRAMS}/entitled read {file} | {{ sleep 1; {PROGRAMS}/other {way}; }} | {{ read line; {PROGRAMS}/other {SEND}; }}"
                     )
                 };
                 shell(s, &script(NIL), &script(KEY)).with_context(|| way.to_owned())?;
