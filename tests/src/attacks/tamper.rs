@@ -183,6 +183,8 @@ pub const ATTACKS: &[Attack] = &[
             if tried.got {
                 fs::write(SWITCH, "1")?;
             }
+            // Whatever came of that, reads are refused as ever.
+            s.seen = Caught;
             result.and_then(|()| s.reads_as_is(&[READ]))
         },
     ),
