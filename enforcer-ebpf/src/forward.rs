@@ -8,14 +8,14 @@
 use aya_ebpf::maps::HashMap;
 use enforcer_common::{
     address::Destination,
-    branchless::opaque,
+    branchless::{is_zero, opaque},
     capacity::HELD_PER_HOLDER,
     decide,
-    event::{Gate, taken},
+    event::{Gate, NoticeKind, taken},
     facts::Task,
-    ids::{CredentialId, InodeKey},
-    tables::{Credential, CredentialKey, Holder, HolderKey, Tables, Versioned},
-    verdict::Verdict,
+    ids::{CgroupId, CredentialId, InodeKey},
+    tables::{Bundle, Credential, CredentialKey, Holder, HolderKey, Tables, Versioned},
+    verdict::{Mode, Verdict},
 };
 
 use crate::{
@@ -52,16 +52,34 @@ mod through {
 #[inline(always)]
 pub unsafe fn written(file: *const u8) -> bool {
     // SAFETY: what hangs on an open file is never null.
-    let mode: u16 = unsafe {
+    let (mode, magic) = unsafe {
         let inode: *const u8 = load(file, offset!(file_inode));
-        load(inode, offset!(inode_mode))
+        let sb: *const u8 = load(inode, offset!(inode_sb));
+        (
+            load::<u16>(inode, offset!(inode_mode)),
+            load::<u64>(sb, offset!(sb_magic)),
+        )
     };
     // The address is read anew: a typed pointer is no number, as which a global function wants it.
     match mode & KIND {
         PIPE => hand_on(inode(file as u64), through::PIPE) != 0,
-        FILE => follows() && hand_on(inode(file as u64), through::FILE) != 0,
+        FILE => follows() && keeps(magic) && hand_on(inode(file as u64), through::FILE) != 0,
         _ => false,
     }
+}
+
+/// Whether what is written to a file system of this kind stays there, for others to read; not so where files are the
+/// kernel's words.
+#[inline(never)]
+fn keeps(magic: u64) -> bool {
+    let is = |kind: u64| is_zero(magic ^ kind);
+    let proc_or_sysfs = is(0x9fa0) | is(0x6265_6572);
+    let cgroup = is(0x6367_7270) | is(0x0027_e0eb);
+    let debugfs_or_tracefs = is(0x6462_6720) | is(0x7472_6163);
+    let securityfs_or_configfs = is(0x7363_6673) | is(0x6265_6570);
+    let bpf_or_efivarfs = is(0xcafe_4a11) | is(0xde5e_81e4);
+    let none = proc_or_sysfs | cgroup | debugfs_or_tracefs | securityfs_or_configfs;
+    (none | bpf_or_efivarfs) == 0
 }
 
 /// The current task sends to the unix socket at a kernel address.
@@ -96,9 +114,15 @@ pub fn received(socket: u64) {
 /// A pipe or socket is no more.
 #[inline(always)]
 pub fn freed(object: u64) {
-    if is_labelled(object) {
+    if is_labelled(object) || is_overflowing(object) {
         forget(object);
     }
+}
+
+/// Whether more went into an object than can be tracked.
+#[inline(always)]
+fn is_overflowing(object: u64) -> bool {
+    LABELS.get_ptr(&label(object, HELD_PER_HOLDER)).is_some()
 }
 
 #[inline(always)]
@@ -180,7 +204,8 @@ pub extern "C" fn hand_on(object: u64, through: u64) -> u64 {
         }
     }
     let slot = HELD_PER_HOLDER;
-    if through != through::FILE && HOLDERS.get_ptr(&HolderKey { holder, slot }).is_some() {
+    let goes = through != through::FILE && (lone || follows());
+    if goes && HOLDERS.get_ptr(&HolderKey { holder, slot }).is_some() {
         let _ = LABELS.insert(&label(object, slot), CredentialId(0), 0);
     }
     full
@@ -225,10 +250,19 @@ pub extern "C" fn put(object: u64, credential: u64, through: u64) -> u64 {
         return 0;
     }
     if holders::add_to(&LABELS, Holder::object(object), credential) == added::NOT {
-        return 1;
+        return no_room();
     }
     tell(&task, object, through, credential.0, false);
     0
+}
+
+/// Tells that there was no room. What could not be remembered is refused, where the bundle refuses anything: 1.
+#[inline(never)]
+fn no_room() -> u64 {
+    let nothing = InodeKey::default();
+    emit::notice(NoticeKind::TableFull, CgroupId(0), nothing, nothing, 0);
+    let enforce = |bundle: &Bundle| bundle.mode == Mode::Enforce as u8;
+    u64::from(KernelTables.bundle().is_some_and(enforce))
 }
 
 /// Whether the file whose inode is at a kernel address is a credential already, or declassified.
@@ -252,7 +286,7 @@ pub extern "C" fn took(object: u64, through: u64) -> u64 {
         // SAFETY: a pointer into the map, good until the program ends.
         hold(object, u64::from(unsafe { *held }.0), through);
     }
-    if LABELS.get_ptr(&label(object, HELD_PER_HOLDER)).is_some() {
+    if is_overflowing(object) {
         overflow();
     }
     0

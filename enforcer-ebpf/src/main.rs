@@ -27,6 +27,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use enforcer_common::{
     address::{Address, Destination, Protocol},
+    branchless::opaque,
     event::Gate,
     facts::Task,
     tables::Tables,
@@ -85,7 +86,14 @@ pub fn mmap_file(ctx: LsmContext) -> i32 {
     if file.is_null() {
         return respond::PERMIT;
     }
-    let (protection, flags): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+    // Opaque, or the compiler chooses among places in the context, which 5.10 does not allow.
+    let [first, second, third] = [ctx.arg(1), ctx.arg(2), ctx.arg(3)].map(opaque);
+    // `security_mmap_file` has no `reqprot`.
+    let (protection, flags) = if constant(&TIER) == tier::MODIFY_RETURN {
+        (first, second)
+    } else {
+        (second, third)
+    };
     let shows = protection & PROT_WRITE != 0 && flags & MAP_SHARED != 0;
     // SAFETY: not null.
     let refuse = unsafe { file::used(file, Gate::MmapFile) || shows && forward::written(file) };

@@ -38,7 +38,6 @@ const USUAL: &[Row] = &[
     (Some("6.1"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
     (Some("newest"), "lsm", &[ATTACKS, REPLAY, CASES_IN_BRIEF]),
     (Some("5.10"), "modify-return", &[ATTACKS]),
-    (Some("newest"), "modify-return", &[ATTACKS]),
     (Some("6.12"), "lsm", &[REPLAY, CASES_IN_BRIEF]),
     (Some("6.12"), "fanotify", &[ATTACKS]),
     (Some("5.10"), "lsm", &[REPLAY, FIRST_CASE]),
