@@ -121,15 +121,16 @@ fn get_fd(pid: Pid, fd: u64) -> nix::Result<std::os::fd::OwnedFd> {
 /// A child with all we have in memory dies, and leaves what the kernel writes of it in this directory.
 fn dump(directory: &str) -> nix::Result<Done> {
     unistd::chdir(directory)?;
-    nix::sys::resource::setrlimit(
-        nix::sys::resource::Resource::RLIMIT_CORE,
-        nix::sys::resource::RLIM_INFINITY,
-        nix::sys::resource::RLIM_INFINITY,
-    )?;
     // SAFETY: an actor has no other threads, so its child may do anything.
     match unsafe { unistd::fork()? } {
         ForkResult::Child => {
-            super::report("child", Ok(Done::default()));
+            // In the child: the daemon takes the limit of who has read a credential away, at some time after that.
+            let raised = nix::sys::resource::setrlimit(
+                nix::sys::resource::Resource::RLIMIT_CORE,
+                nix::sys::resource::RLIM_INFINITY,
+                nix::sys::resource::RLIM_INFINITY,
+            );
+            super::report("child", raised.map(|()| Done::default()));
             std::process::abort()
         }
         ForkResult::Parent { child } => wait::waitpid(child, None)?,
