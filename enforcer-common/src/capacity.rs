@@ -84,6 +84,15 @@ pub const SHARES: u32 = 4_096;
 /// without a record is judged by its cgroup alone.
 pub const SOCKET_RECORDS: u32 = 65_536;
 
+/// Executables that may take over from a daemon that has gone: its own, at each of its last versions.
+pub const HEIRS: u32 = 64;
+
+/// Credentials that have had a number since the programs were loaded: those of many bundles.
+pub const CREDENTIAL_NUMBERS: u32 = 131_072;
+
+/// Kinds of things with numbers, besides credentials.
+pub const NUMBERED: u32 = 6;
+
 /// Programs, maps and links of the daemon: about fifty of each.
 pub const OWN_OBJECTS: u32 = 256;
 

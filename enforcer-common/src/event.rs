@@ -72,6 +72,16 @@ code!(
         Unix = 24 => "unix",
         /// Into a file.
         FileWrite = 25 => "file_write",
+        /// LSM `bpf_map`: a map was opened.
+        BpfMap = 26 => "bpf_map",
+        /// LSM `bpf_prog`: a program was opened.
+        BpfProg = 27 => "bpf_prog",
+        /// LSM `inode_unlink`.
+        InodeUnlink = 28 => "inode_unlink",
+        /// LSM `inode_rename`.
+        InodeRename = 29 => "inode_rename",
+        /// LSM `sb_umount`.
+        SbUmount = 30 => "sb_umount",
         /// A permission event, answered by the daemon.
         Fanotify = 64 => "fanotify",
     }

@@ -84,6 +84,11 @@ pub struct InodeKey {
     pub generation: u32,
 }
 
+/// The beginning of the SHA-256 of a name. Two names of a node with the same one are not to be expected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct NameDigest(pub [u64; 2]);
+
 /// An executable: its inode and when that was last changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]

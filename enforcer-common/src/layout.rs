@@ -161,6 +161,18 @@ offsets! {
     mm_env_end = "mm_struct".["env_end"],
     /// Address a message is sent to.
     msg_name = "msghdr".["msg_name"],
+    /// Number of a map.
+    map_id = "bpf_map".["id"],
+    /// What is not needed for running a program.
+    program_aux = "bpf_prog".["aux"],
+    /// Number of a program.
+    program_id = "bpf_prog_aux".["id"],
+    /// Root of a mount.
+    mnt_root = "vfsmount".["mnt_root"],
+    /// A task's id in all namespaces.
+    task_thread_pid = "task_struct".["thread_pid"],
+    /// How deep the innermost of those is; 0 is the host's.
+    pid_level = "pid".["level"],
 }
 
 impl Offsets {

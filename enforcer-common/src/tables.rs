@@ -341,6 +341,17 @@ impl Holder {
         }
     }
 
+    /// The process, if it is one with a number.
+    #[inline(always)]
+    pub const fn tgid(&self) -> Option<Tgid> {
+        // The others' starts are even.
+        if self.start.0 & 1 == 1 {
+            Some(Tgid(self.id as u32))
+        } else {
+            None
+        }
+    }
+
     /// A pipe or socket, by its address in the kernel. They are in a table of their own.
     #[inline(always)]
     pub const fn object(address: u64) -> Self {
@@ -617,6 +628,7 @@ macro_rules! sizes {
 sizes! {
     InodeKey = 16,
     ExecutableKey = 24,
+    crate::ids::NameDigest = 16,
     crate::facts::Task = 64,
     Versioned<CredentialId> = 12,
     Versioned<IdentityId> = 12,
@@ -649,7 +661,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 544,
+    crate::layout::Offsets = 592,
     crate::iterate::Wanted = 8,
     CgroupId = 8,
     Generation = 4,

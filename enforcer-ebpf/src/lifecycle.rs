@@ -15,7 +15,7 @@ use crate::{
     maps::{CGROUP_NAMES, CGROUPS},
     offset,
     tables::settled,
-    task,
+    tamper, task,
 };
 
 /// `CLONE_THREAD`.
@@ -64,6 +64,7 @@ pub fn freed(task: u64) {
     }
     // With its first thread a process ends; one that gave its place to another by exec is no first one any more.
     let leader: u64 = read(task + offset!(task_leader));
+    tamper::freed(task);
     let process = process(task);
     if leader == task && holders::holds(process) {
         holders::forget(process);
@@ -108,6 +109,7 @@ pub fn exited(thread: u64) {
     if live > 0 {
         return;
     }
+    tamper::ended(Tgid(read(thread + offset!(task_tgid))));
     let holder = process(thread);
     if holders::holds(holder) {
         holders::forget(holder);

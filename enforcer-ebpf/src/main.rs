@@ -440,7 +440,7 @@ pub fn inode_rename(ctx: LsmContext) -> i32 {
     let old = ctx.arg::<*const u8>(1) as u64;
     let new = ctx.arg::<*const u8>(3) as u64;
     let protected = watch::appears(new, read(old + offset!(dentry_inode)));
-    respond::lsm(!protected)
+    respond::lsm(!protected || tamper::unpinned(old, Gate::InodeRename))
 }
 
 /// `int inode_copy_up(struct dentry *src, struct cred **new)`: an overlay is about to copy a file.
@@ -600,6 +600,31 @@ fn limits(ctx: &LsmContext, gate: Gate, what: u32) -> i32 {
 pub fn bpf(ctx: LsmContext) -> i32 {
     let attributes = ctx.arg::<*const u8>(1) as u64;
     respond::hidden(tamper::opened_by_number(ctx.arg(0), attributes))
+}
+
+/// `int bpf_map(struct bpf_map *map, fmode_t fmode)`: somebody gets a descriptor for a map.
+#[lsm(hook = "bpf_map")]
+pub fn bpf_map(ctx: LsmContext) -> i32 {
+    respond::lsm(tamper::map_opened(ctx.arg::<*const u8>(0) as u64))
+}
+
+/// `int bpf_prog(struct bpf_prog *prog)`: somebody gets a descriptor for a program.
+#[lsm(hook = "bpf_prog")]
+pub fn bpf_prog(ctx: LsmContext) -> i32 {
+    respond::lsm(tamper::program_opened(ctx.arg::<*const u8>(0) as u64))
+}
+
+/// `int inode_unlink(struct inode *dir, struct dentry *dentry)`
+#[lsm(hook = "inode_unlink")]
+pub fn inode_unlink(ctx: LsmContext) -> i32 {
+    let dentry = ctx.arg::<*const u8>(1) as u64;
+    respond::lsm(tamper::unpinned(dentry, Gate::InodeUnlink))
+}
+
+/// `int sb_umount(struct vfsmount *mnt, int flags)`
+#[lsm(hook = "sb_umount")]
+pub fn sb_umount(ctx: LsmContext) -> i32 {
+    respond::lsm(tamper::unmounted(ctx.arg::<*const u8>(0) as u64))
 }
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, in the parent, before the

@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use enforcer_common::{
     capacity,
-    ids::{CgroupId, CredentialId, Generation, InodeKey, PortSetId, Tgid, Tid},
+    ids::{
+        CgroupId, CredentialId, ExecutableKey, Generation, InodeKey, NameDigest, PortSetId, Tgid,
+        Tid,
+    },
     iterate::{Asker, Wanted},
     layout::Offsets,
     tables::{
@@ -90,6 +93,12 @@ pub static OFFSETS: Offsets = Offsets {
     mm_env_start: 0,
     mm_env_end: 0,
     msg_name: 0,
+    map_id: 0,
+    program_aux: 0,
+    program_id: 0,
+    mnt_root: 0,
+    task_thread_pid: 0,
+    pid_level: 0,
 };
 
 /// 1 where cgroup socket-address programs can read the current task (6.1 can, 5.10 cannot); set at load
@@ -110,7 +119,7 @@ pub static RECORDS_BY_COOKIE: u32 = 0;
 #[unsafe(no_mangle)]
 pub static NO_RECORD: SocketRecord = SocketRecord::NONE;
 
-/// Process of the daemon, whose own opens are captures and not uses.
+/// Process of the daemon, whose own opens are captures and not uses; 0 while there is none.
 #[map]
 pub static DAEMON: Array<Tgid> = Array::with_max_entries(1, 0);
 
@@ -122,6 +131,29 @@ pub static DAEMON_TASK: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static OWN_OBJECTS: HashMap<OwnObject, u32> =
     HashMap::with_max_entries(capacity::OWN_OBJECTS, BPF_F_NO_PREALLOC);
+
+/// The directory of the pins.
+#[map]
+pub static PINS: Array<InodeKey> = Array::with_max_entries(1, 0);
+
+/// Executables that may take over from a daemon that has gone.
+#[map]
+pub static HEIRS: HashMap<ExecutableKey, u32> =
+    HashMap::with_max_entries(capacity::HEIRS, BPF_F_NO_PREALLOC);
+
+/// 1 once the daemon has ended in good order: then whatever runs among the host's processes may take over, so that a
+/// newer daemon can, from another image.
+#[map]
+pub static HANDED_OVER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// The numbers of credentials, by [`enforcer_common::ids::NameDigest`]: for the next daemon, no program asks.
+#[map]
+pub static CREDENTIAL_NUMBERS: HashMap<NameDigest, CredentialId> =
+    HashMap::with_max_entries(capacity::CREDENTIAL_NUMBERS, BPF_F_NO_PREALLOC);
+
+/// The last number given to anything else, and the last generation, likewise.
+#[map]
+pub static LAST_NUMBERS: Array<u32> = Array::with_max_entries(capacity::NUMBERED + 1, 0);
 
 /// The generation in force; one store swaps the bundle.
 #[map]

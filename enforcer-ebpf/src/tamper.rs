@@ -3,14 +3,14 @@
 //! Whoever started the daemon, and the init of the host, may end it and set its limits: that is their office. The
 //! rest is for the daemon itself and for the bundle's maintenance tools.
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel_str;
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_kernel_str};
 use enforcer_common::{
     address::Destination,
     branchless::opaque,
     decide,
     event::{Gate, taken},
     facts::Task,
-    ids::Tgid,
+    ids::{InodeKey, Tgid},
     tables::OwnObject,
     verdict::Verdict,
 };
@@ -18,9 +18,9 @@ use enforcer_common::{
 use crate::{
     emit::{self, Object},
     gate,
-    kernel::{QSTR_LEN, QSTR_NAME, load, read},
+    kernel::{QSTR_LEN, QSTR_NAME, inode_key, load, read},
     lifecycle,
-    maps::{DAEMON, DAEMON_TASK, OWN_OBJECTS},
+    maps::{DAEMON, DAEMON_TASK, HANDED_OVER, HEIRS, OWN_OBJECTS, PINS},
     offset,
     tables::KernelTables,
     task,
@@ -30,6 +30,11 @@ use crate::{
 const PROC: u64 = 0x9fa0;
 /// `CGROUP2_SUPER_MAGIC`.
 const CGROUP2: u64 = 0x6367_7270;
+/// `BPF_FS_MAGIC`.
+const BPF_FS: u64 = 0xcafe_4a11;
+
+/// The pins lie in directories in a directory.
+const PIN_DEPTH: u32 = 4;
 
 /// `BPF_PROG_GET_FD_BY_ID`.
 const PROGRAM_BY_ID: u32 = 13;
@@ -88,7 +93,103 @@ pub fn opened_by_number(command: u32, attributes: u64) -> bool {
     let number: u32 = read(attributes);
     // SAFETY: only whether there is an entry.
     let ours = unsafe { OWN_OBJECTS.get(&OwnObject::new(command, number)) }.is_some();
-    ours && !is_own() && refuse(u64::from(command), u64::from(number), 0, Gate::Bpf)
+    ours && !is_own()
+        && !takes_over()
+        && refuse(u64::from(command), u64::from(number), 0, Gate::Bpf)
+}
+
+/// The map at a kernel address is opened, by its number or its pin.
+#[inline(always)]
+pub fn map_opened(map: u64) -> bool {
+    opened(MAP_BY_ID, read(map + offset!(map_id)), Gate::BpfMap)
+}
+
+/// The program at a kernel address is opened, likewise.
+#[inline(always)]
+pub fn program_opened(program: u64) -> bool {
+    let aux: u64 = read(program + offset!(program_aux));
+    opened(
+        PROGRAM_BY_ID,
+        read(aux + offset!(program_id)),
+        Gate::BpfProg,
+    )
+}
+
+#[inline(always)]
+fn opened(command: u32, number: u32, gate: Gate) -> bool {
+    // SAFETY: only whether there is an entry.
+    let ours = unsafe { OWN_OBJECTS.get(&OwnObject::new(command, number)) }.is_some();
+    ours && !is_own() && !takes_over() && refuse(u64::from(command), u64::from(number), 0, gate)
+}
+
+/// The name of a directory entry, at a kernel address, is taken away: of a pin, or of what pins lie in.
+#[inline(always)]
+pub fn unpinned(dentry: u64, gate: Gate) -> bool {
+    let inode: u64 = read(dentry + offset!(dentry_inode));
+    let sb: u64 = read(inode + offset!(inode_sb));
+    read::<u64>(sb + offset!(sb_magic)) == BPF_FS && is_pin(dentry) && removed(gate)
+}
+
+/// The mount at a kernel address is taken off: with the last one of their file system the pins go.
+#[inline(always)]
+pub fn unmounted(mnt: u64) -> bool {
+    let root: u64 = read(mnt + offset!(mnt_root));
+    let sb: u64 = read(read::<u64>(root + offset!(dentry_inode)) + offset!(inode_sb));
+    let device: u32 = read(sb + offset!(sb_dev));
+    read::<u64>(sb + offset!(sb_magic)) == BPF_FS
+        && device == pins().dev
+        && read::<u64>(root + offset!(dentry_parent)) == root
+        && removed(Gate::SbUmount)
+}
+
+/// In a frame of its own.
+#[inline(never)]
+fn removed(gate: Gate) -> bool {
+    // The host's init takes everything down in the end.
+    task::ids().0 != Tgid(1) && !is_own() && !takes_over() && refuse(0, 0, 0, gate)
+}
+
+/// Whether a directory entry is the directory of the pins, or in it.
+#[inline(never)]
+fn is_pin(dentry: u64) -> bool {
+    let directory = pins();
+    let mut entry = dentry;
+    let mut depth = 0;
+    while depth < PIN_DEPTH {
+        if inode_key(read(entry + offset!(dentry_inode))) == directory {
+            return true;
+        }
+        entry = read(entry + offset!(dentry_parent));
+        depth = opaque(u64::from(depth) + 1) as u32;
+    }
+    false
+}
+
+#[inline(always)]
+fn pins() -> InodeKey {
+    PINS.get(0).copied().unwrap_or_default()
+}
+
+/// The process `tgid` has ended: if it was the daemon, there is none now.
+#[inline(always)]
+pub fn ended(tgid: Tgid) {
+    if is_daemon_process(tgid)
+        && let (Some(daemon), Some(task)) = (DAEMON.get_ptr_mut(0), DAEMON_TASK.get_ptr_mut(0))
+    {
+        // SAFETY: pointers into array maps, which stay.
+        unsafe {
+            *daemon = Tgid(0);
+            *task = 0;
+        }
+    }
+}
+
+/// The task at a kernel address is no more. It was the daemon's first thread if nobody saw the daemon's end.
+#[inline(always)]
+pub fn freed(task: u64) {
+    if task == daemon_task() {
+        ended(DAEMON.get(0).copied().unwrap_or(Tgid(0)));
+    }
 }
 
 /// A file is written: of the daemon's in procfs, of its cgroup, or the switch that takes all hooks off.
@@ -194,7 +295,29 @@ fn is_daemon(target: u64) -> bool {
 /// Whether the current task is one of the daemon's.
 #[inline(always)]
 fn is_own() -> bool {
-    DAEMON.get(0).copied() == Some(task::ids().0)
+    is_daemon_process(task::ids().0)
+}
+
+#[inline(always)]
+fn is_daemon_process(tgid: Tgid) -> bool {
+    DAEMON.get(0).copied() == Some(tgid)
+}
+
+/// Whether the current task may take over what a daemon has left. In a frame of its own.
+#[inline(never)]
+fn takes_over() -> bool {
+    if !is_daemon_process(Tgid(0)) {
+        return false;
+    }
+    // SAFETY: no arguments; the address is only read through `read`.
+    let current = unsafe { bpf_get_current_task() };
+    let pid: u64 = read(current + offset!(task_thread_pid));
+    let is_of_host = read::<u32>(pid + offset!(pid_level)) == 0;
+    if is_of_host && HANDED_OVER.get(0).copied() == Some(1) {
+        return true;
+    }
+    // SAFETY: only whether there is an entry.
+    unsafe { HEIRS.get(&task::executable(current)) }.is_some()
 }
 
 /// Whether the current task is one of the daemon's, of the host's init, or of whoever started the daemon.

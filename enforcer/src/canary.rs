@@ -19,6 +19,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use crate::compile::{Policy, Reserved};
 use crate::kernel::capture::{self, capture};
 use crate::kernel::maps::Maps;
+use crate::kernel::own;
 
 /// Credential that nobody is entitled to.
 pub const READ: &str = "enforcer-canary-read";
@@ -73,7 +74,7 @@ pub enum Error {
     Detached(String),
     /// The kernel does not say whether the programs are attached.
     #[error("the kernel does not say whether the programs are attached")]
-    Links(#[source] io::Error),
+    Links(#[source] Box<own::Error>),
     /// They failed for another reason than a gate's refusal.
     #[error("the canaries could not try what they should")]
     Inconclusive(#[source] io::Error),

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use enforcer::bundle::{self, LoadError};
 use enforcer::control::{self, Ask, Request};
 use enforcer::kernel::tier::Tier;
-use enforcer::kernel::{load, probe};
+use enforcer::kernel::{load, pins::Pins, probe};
 use enforcer_common::capacity;
 use serde_json::Value;
 
@@ -41,7 +41,8 @@ struct KernelSizes {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Runs the daemon in the foreground: events on standard output, its own log on standard error
+    /// Runs the daemon in the foreground: events on standard output, its own log on standard error. What it puts into
+    /// the kernel goes on enforcing when it ends, until the next one takes over, or `enforcer cleanup`
     Run {
         /// The bundle: a YAML file, or a directory of them; read again when it changes and on SIGHUP
         #[arg(
@@ -117,6 +118,9 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Takes away what enforces without a daemon: its programs, and what they know. Only after the daemon has been
+    /// stopped
+    Cleanup,
     /// The canaries' child process
     #[command(hide = true)]
     Canary { read: PathBuf, send: PathBuf },
@@ -229,6 +233,7 @@ impl Cli {
                 };
                 explain(&socket.socket, ask, output)
             }
+            Command::Cleanup => clean_up(),
             Command::Canary { read, send } => match enforcer::canary::child(&read, &send) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
@@ -259,6 +264,16 @@ fn start(settings: Settings) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&format!("{error:#}")),
     }
+}
+
+fn clean_up() -> ExitCode {
+    let cleaned = Pins::take().and_then(|pins| pins.map_or(Ok(0), Pins::clean_up));
+    match cleaned {
+        Ok(0) => println!("nothing enforces here"),
+        Ok(_) => println!("nothing enforces here any more"),
+        Err(error) => return failed(&enforcer::chain(&error)),
+    }
+    ExitCode::SUCCESS
 }
 
 fn check(path: &std::path::Path) -> ExitCode {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::CString,
     fs, io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     path::Path,
@@ -106,6 +107,84 @@ pub fn detach_links() -> Result<usize> {
         detached += usize::from(bpf(LINK_DETACH, &mut attr).is_ok());
     }
     Ok(detached)
+}
+
+/// Detaches every program from a cgroup that can be, whosever it is. Says how many.
+pub fn detach_programs(cgroup: &Path) -> Result<usize> {
+    const PROG_DETACH: u32 = 9;
+    const PROG_QUERY: u32 = 16;
+    /// Up to those of unix sockets.
+    const ATTACH_TYPES: u32 = 56;
+    let cgroup = fs::File::open(cgroup)?;
+    let target = cgroup.as_raw_fd().cast_unsigned();
+    let mut detached = 0;
+    for attach_type in 0..ATTACH_TYPES {
+        let mut ids = [0_u32; 64];
+        let mut query = QueryAttr {
+            target,
+            attach_type,
+            ids: ids.as_mut_ptr() as u64,
+            count: ids.len() as u32,
+            ..QueryAttr::default()
+        };
+        if bpf(PROG_QUERY, &mut query).is_err() {
+            continue;
+        }
+        for id in &ids[..query.count as usize] {
+            let Ok(program) = open(PROG_GET_FD_BY_ID, *id) else {
+                continue;
+            };
+            let mut attr = Attr {
+                words: [target, program.as_raw_fd().cast_unsigned(), attach_type, 0],
+            };
+            detached += usize::from(bpf(PROG_DETACH, &mut attr).is_ok());
+        }
+    }
+    Ok(detached)
+}
+
+/// The part of `union bpf_attr` that asking for programs uses.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    flags: [u32; 2],
+    ids: u64,
+    count: u32,
+    reserved: u32,
+}
+
+/// Gives a map, program or link a name in a bpffs.
+pub fn pin(object: &OwnedFd, path: &str) -> io::Result<()> {
+    const OBJ_PIN: u32 = 6;
+    let path = CString::new(path)?;
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        object: object.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    bpf(OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what has this name there.
+pub fn open_pin(path: &str) -> io::Result<OwnedFd> {
+    const OBJ_GET: u32 = 7;
+    let path = CString::new(path)?;
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        ..PathAttr::default()
+    };
+    owned(bpf(OBJ_GET, &mut attr))
+}
+
+/// The part of `union bpf_attr` that naming uses.
+#[repr(C)]
+#[derive(Default)]
+struct PathAttr {
+    path: u64,
+    object: u32,
+    flags: u32,
 }
 
 /// Attaches a program to a cgroup that rewrites where IPv4 sockets connect to. It goes when dropped.

@@ -77,6 +77,14 @@ impl Parts {
         self.credential(&format!("id: {id}, sources: [{{file: \"{path}\"}}]"))
     }
 
+    /// A file under an id, before all other credentials.
+    pub fn file_first(mut self, id: &str, path: &str) -> Self {
+        let others = std::mem::take(&mut self.credentials);
+        self = self.file(id, path);
+        self.credentials += &others;
+        self
+    }
+
     /// A credential.
     pub fn credential(mut self, fields: &str) -> Self {
         item(&mut self.credentials, fields);

@@ -17,11 +17,11 @@ mod scopes;
 mod sources;
 mod subjects;
 
-pub use difference::{absent, changed};
+pub use difference::changed;
 pub use error::{CompileError, Names};
 pub use facts::{Clock, Facts, Reserved};
 pub use host::HostTables;
-pub use numbering::Numbering;
+pub use numbering::{NUMBERED, Numbering};
 pub use policy::{CredentialInfo, EntitlementInfo, Policy, WatchTree};
 pub use subjects::SubjectSelector;
 

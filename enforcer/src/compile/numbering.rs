@@ -3,26 +3,32 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use enforcer_common::capacity;
 use enforcer_common::ids::{
-    CredentialId, EntitlementId, IdentityId, PortSetId, ScopeId, SubjectId, WatchNode,
+    CredentialId, EntitlementId, IdentityId, NameDigest, PortSetId, ScopeId, SubjectId, WatchNode,
 };
 use enforcer_common::tables::Grants;
 use enforcer_common::verdict::Verdict;
+
+use sha2::{Digest as _, Sha256};
 
 use super::CompileError;
 use super::cgroups::Atom;
 use super::paths::Component;
 use super::scopes::{Intervals, Prefix};
 
+/// Kinds of things with numbers, besides credentials.
+pub const NUMBERED: usize = capacity::NUMBERED as usize;
+
 /// Numbers given out so far. They begin at 1 and are never given twice: what the tables refer to by number keeps its
-/// meaning as long as the programs are loaded.
+/// meaning as long as the programs are loaded, through however many daemons.
 #[derive(Clone, Debug)]
 pub struct Numbering {
     /// Counts compilations.
     round: u64,
     /// The last compilation that succeeded.
     last_good: u64,
-    credentials: Interner<String>,
+    credentials: Interner<NameDigest>,
     entitlements: Interner<String>,
     identities: Interner<Vec<Atom>>,
     subjects: Interner<Vec<(CredentialId, Grants)>>,
@@ -48,6 +54,47 @@ impl Default for Numbering {
 }
 
 impl Numbering {
+    /// Goes on from what an earlier daemon has given out: credentials, and of all else the last numbers.
+    pub fn resume(
+        &mut self,
+        credentials: impl IntoIterator<Item = (NameDigest, CredentialId)>,
+        last: [u32; NUMBERED],
+    ) {
+        for (name, number) in credentials {
+            self.credentials.known.insert(name, (number.0, 0));
+            self.credentials.last = self.credentials.last.max(number.0);
+        }
+        let all = [
+            &mut self.entitlements.last,
+            &mut self.identities.last,
+            &mut self.subjects.last,
+            &mut self.scopes.last,
+            &mut self.port_sets.last,
+            &mut self.nodes.last,
+        ];
+        for (own, last) in all.into_iter().zip(last) {
+            *own = last.max(*own);
+        }
+    }
+
+    /// The numbers of credentials.
+    pub fn credentials(&self) -> impl Iterator<Item = (NameDigest, CredentialId)> {
+        let known = self.credentials.known.iter();
+        known.map(|(name, (number, _))| (*name, CredentialId(*number)))
+    }
+
+    /// The last numbers of all else, in the order of [`Numbering::resume`].
+    pub fn last(&self) -> [u32; NUMBERED] {
+        [
+            self.entitlements.last,
+            self.identities.last,
+            self.subjects.last,
+            self.scopes.last,
+            self.port_sets.last,
+            self.nodes.last,
+        ]
+    }
+
     /// A compilation begins.
     pub(super) fn begin(&mut self) {
         self.round += 1;
@@ -64,7 +111,7 @@ impl Numbering {
     }
 
     pub(super) fn credential(&mut self, id: &str) -> Result<CredentialId, CompileError> {
-        let number = self.credentials.number(id.to_owned(), self.round);
+        let number = self.credentials.number(digest(id), self.round);
         number.map(CredentialId)
     }
 
@@ -102,6 +149,12 @@ impl Numbering {
     ) -> Result<WatchNode, CompileError> {
         self.nodes.number((above, step), self.round).map(WatchNode)
     }
+}
+
+fn digest(name: &str) -> NameDigest {
+    let digest = Sha256::digest(name);
+    let (words, _) = digest.as_chunks::<8>();
+    NameDigest([0, 1].map(|index| u64::from_ne_bytes(words[index])))
 }
 
 /// Gives each key its number.

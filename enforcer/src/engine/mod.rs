@@ -1,12 +1,14 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
+mod inherit;
 mod losses;
+mod numbers;
 mod proof;
 mod status;
 mod swap;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
@@ -20,15 +22,18 @@ use serde_json::{Value, json};
 
 use crate::bundle::{Bundle, LoadError};
 use crate::canary::{self, Canaries};
-use crate::compile::{CompileError, Facts, HostTables, Numbering, Policy, compile};
+use crate::compile::{CompileError, Facts, HostTables, Policy, compile};
 use crate::fanotify::{self, Places, ReadGate};
+use crate::kernel::at_root;
 use crate::kernel::clock::Keeper;
 use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
+use crate::kernel::legacy;
 use crate::kernel::load::{self, Loaded};
 use crate::kernel::maps::{self, Maps};
 use crate::kernel::own::{self, Own};
 use crate::kernel::passed_over::PassedOver;
+use crate::kernel::pins::{self, Set};
 use crate::kernel::rings::Records;
 use crate::kernel::tier::Tier;
 use crate::node::files::{Files, Prepared};
@@ -36,7 +41,9 @@ use crate::node::mounts::{self, Mount};
 use crate::node::names::Names;
 use crate::node::{dumps, environment, executables, mapped, users};
 use crate::record::{Context, Log};
+use inherit::Inheritance;
 use losses::Unaccounted;
+use numbers::Numbers;
 
 /// Why a bundle was not applied. What was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +70,18 @@ pub enum Error {
     /// The canaries cannot be set up.
     #[error("the canaries cannot be set up")]
     Canary(#[from] canary::Error),
+    /// The daemon's executable is not known.
+    #[error("the daemon's own executable cannot be found")]
+    Executable(#[source] std::io::Error),
+    /// The root of the cgroups is not there.
+    #[error(transparent)]
+    Root(#[from] at_root::Error),
+    /// What another daemon left cannot be listed.
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
+    /// Or not be read.
+    #[error(transparent)]
+    Legacy(#[from] legacy::Error),
     /// The programs cannot be loaded.
     #[error(transparent)]
     Load(#[from] load::Error),
@@ -101,7 +120,7 @@ pub struct Engine {
     /// Answers permission events, where those gate the reads.
     gate: Option<ReadGate>,
     source: PathBuf,
-    numbering: Numbering,
+    numbers: Numbers,
     clock: Keeper,
     names: Names,
     files: Files,
@@ -110,7 +129,10 @@ pub struct Engine {
     /// What stands in for a bundle where one is required.
     known: Option<Arc<Bundle>>,
     generation: Generation,
-    next: Generation,
+    /// What a daemon of another build left, as long as there is no bundle in force.
+    left: Option<Set>,
+    /// The daemon's own.
+    executable: PathBuf,
     refused: Option<String>,
     proven: Result<(), String>,
     /// Whether holders are kept from everything, because a gate does not hold.
@@ -131,11 +153,14 @@ impl Engine {
     pub fn new(
         options: &load::Options,
         source: PathBuf,
-        directory: &std::path::Path,
+        directory: &Path,
         log: Log,
     ) -> Result<Self, Error> {
         let mut loaded = load::start(options, Tgid(std::process::id()))?;
         let own = Own::find(&mut loaded)?;
+        let executable = std::env::current_exe().map_err(Error::Executable)?;
+        Own::name_heir(&mut loaded.ebpf, Path::new("/proc/self/exe"))?;
+        let inheritance = Inheritance::find(&mut loaded)?;
         let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
         let (gate, files) = match loaded.tier {
             Tier::Fanotify => {
@@ -148,23 +173,24 @@ impl Engine {
             }
             Tier::Lsm | Tier::ModifyReturn => (None, Files::default()),
         };
-        Ok(Self {
+        let mut engine = Self {
             loaded,
             own,
             gate,
             source,
-            numbering: Numbering::default(),
+            numbers: inheritance.numbers,
             clock: Keeper::new(),
             names: Names::default(),
             files,
             canaries,
             in_force: None,
             known: None,
-            generation: Generation(0),
-            next: Generation(1),
+            generation: inheritance.generation,
+            left: inheritance.left,
+            executable,
             refused: None,
             proven: Err("not tried yet".to_owned()),
-            degraded: false,
+            degraded: inheritance.degraded,
             lost: [0; 3],
             passed_over: PassedOver::default(),
             table_full: 0,
@@ -172,7 +198,11 @@ impl Engine {
             early_holders: 0,
             mounts: BTreeSet::new(),
             log,
-        })
+        };
+        if engine.loaded.taken_over() {
+            engine.take_over()?;
+        }
+        Ok(engine)
     }
 
     /// The loaded object, for reading its rings.
@@ -188,17 +218,18 @@ impl Engine {
     }
 
     /// Where the bundle is read from.
-    pub fn source(&self) -> &std::path::Path {
+    pub fn source(&self) -> &Path {
         &self.source
     }
 
-    /// The executables the bundle in force selects by.
+    /// The executables the bundle in force selects by, and the daemon's own.
     pub fn executables(&self) -> Vec<PathBuf> {
         let selected = self
             .in_force
             .iter()
             .flat_map(|it| executables::selected(&it.bundle));
-        selected.map(|(path, _)| path).collect()
+        let selected = selected.map(|(path, _)| path);
+        selected.chain([self.executable.clone()]).collect()
     }
 
     /// From now on the known locations of credentials are denied as long as there is no bundle.
@@ -211,6 +242,19 @@ impl Engine {
     /// Whether this is what stands in for a bundle.
     fn is_known(&self, bundle: &Arc<Bundle>) -> bool {
         (self.known.as_ref()).is_some_and(|known| Arc::ptr_eq(known, bundle))
+    }
+
+    /// Whether a bundle is in force, be it one that another daemon has put there.
+    fn has_bundle(&self) -> bool {
+        self.generation != Generation(0)
+    }
+
+    /// Whether that is one that somebody issued, and not what stands in for one.
+    fn has_issued(&self) -> bool {
+        match &self.in_force {
+            Some(in_force) => !self.is_known(&in_force.bundle),
+            None => self.has_bundle(),
+        }
     }
 
     /// The bundle in force, unless that is what stands in for one.
@@ -253,6 +297,10 @@ impl Engine {
         let (None, Some(known)) = (&self.in_force, self.known.clone()) else {
             return;
         };
+        if self.generation != Generation(0) {
+            // What another daemon put in force holds.
+            return;
+        }
         match self.apply(known).await {
             Ok(()) => {
                 tracing::warn!(
@@ -292,6 +340,10 @@ impl Engine {
             }
         }
         self.names.refresh(&bundle).await;
+        if let Err(error) = Own::name_heir(&mut self.loaded.ebpf, &self.executable) {
+            // It is being replaced, perhaps.
+            tracing::debug!(error = %crate::chain(&error), "the daemon's executable may not take over");
+        }
         let facts = Facts {
             forwarding: self.loaded.tier != Tier::Fanotify,
             executables: executables::look(&mut self.loaded.ebpf, &bundle),
@@ -302,17 +354,17 @@ impl Engine {
         let policy = Arc::new(compile(
             &bundle,
             &facts,
-            &mut self.numbering,
+            &mut self.numbers.numbering,
             &self.canaries.reserved(),
         )?);
-        let next = self.next;
-        // Whatever becomes of it, the number is not used again: half-written tables may have it. The one
-        // after next, because the description in force must keep its place, which is the number's last bit.
-        self.next = Generation(next.0 + 2);
+        let next = self.numbers.next(self.generation);
+        self.numbers.keep(&mut self.loaded.ebpf)?;
         let old = self.in_force.take();
         let swapped = self.swap(old.as_ref().map(|it| &*it.policy), &policy, next);
         if let Err(error) = swapped {
-            if let Err(error) = self.forget(&policy, next, old.as_ref().map(|it| &*it.policy)) {
+            // Without an old policy nobody knows what of the tables is in force.
+            let swept = old.as_ref().map_or(Ok(()), |it| self.sweep(&it.policy));
+            if let Err(error) = swept {
                 tracing::error!(
                     "what was written of a bundle that does not fit stays in the tables: {}",
                     crate::chain(&error)
@@ -321,7 +373,6 @@ impl Engine {
             self.in_force = old;
             return Err(error);
         }
-        self.next = Generation(next.0 + 1);
         let known = self.is_known(&bundle);
         let first = old
             .as_ref()
@@ -337,6 +388,7 @@ impl Engine {
                 ),
             }
         }
+        self.succeed();
         if new_bundle {
             self.log.write(
                 if known { "no-bundle" } else { "bundle-applied" },
@@ -447,7 +499,7 @@ impl Engine {
                     "a process that had a credential open before the start could not be recorded: the table of holders is full"
                 );
             }
-            if !std::path::Path::new(&format!("/proc/{}", task.tgid.0)).exists() {
+            if !Path::new(&format!("/proc/{}", task.tgid.0)).exists() {
                 // It ended before it was recorded, so nothing else would take it out.
                 holders.forget(Holder::process(task.tgid, task.start));
             }
@@ -586,7 +638,7 @@ impl Engine {
     /// Captures the executable that a question is about.
     pub fn executable_key(
         &mut self,
-        path: &std::path::Path,
+        path: &Path,
     ) -> Result<enforcer_common::ids::ExecutableKey, crate::kernel::capture::Error> {
         crate::kernel::capture::capture(&mut self.loaded.ebpf, path).map(|(keys, _)| keys[0])
     }
@@ -598,8 +650,14 @@ impl Engine {
             .map_or(IdentityId(0), |it| it.policy.identity_of(path))
     }
 
-    /// Says goodbye in the event log.
+    /// Leaves the programs to the next daemon, and says goodbye in the event log.
     pub fn stopping(&mut self) {
+        if let Err(error) = Maps(&mut self.loaded.ebpf).set("HANDED_OVER", 0, 1_u32) {
+            tracing::error!(
+                "only this executable can take over: {}",
+                crate::chain(&error)
+            );
+        }
         self.report_losses();
         self.log.write("stopped", json!({}));
     }

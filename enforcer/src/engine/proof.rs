@@ -12,7 +12,7 @@ impl Engine {
     /// Tries the gates, and tells when what that proves has changed. While something gets through, the gates that
     /// still hold let no holder reach anything.
     pub async fn prove(&mut self) {
-        if self.in_force.is_none() {
+        if !self.has_bundle() {
             return;
         }
         let result = self.tried().await;
@@ -29,14 +29,18 @@ impl Engine {
         if result != self.proven {
             self.log.write(
                 "state",
-                json!({"state": state(&result, self.issued().is_some(), false, self.loaded.tier), "reason": result.as_ref().err()}),
+                json!({"state": state(&result, self.has_issued(), false, self.loaded.tier), "reason": result.as_ref().err()}),
             );
         }
         self.proven = result;
     }
 
     async fn tried(&mut self) -> Result<(), Error> {
-        if let Some(program) = self.own.detached().map_err(Error::Links)? {
+        if let Some(program) = self
+            .own
+            .detached()
+            .map_err(|error| Error::Links(Box::new(error)))?
+        {
             return Err(Error::Detached(program.to_owned()));
         }
         self.canaries.fly().await

@@ -26,7 +26,7 @@ impl Engine {
             .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
         let proven = &self.proven;
         json!({
-            "state": state(proven, self.issued().is_some(), monitoring, self.loaded.tier),
+            "state": state(proven, self.has_issued(), monitoring, self.loaded.tier),
             "knownLocations": match (&self.in_force, self.issued(), proven) {
                 (Some(_), None, Ok(())) => Some("denied, until there is a bundle"),
                 (Some(_), None, Err(_)) => Some("not proven to be denied"),
@@ -35,6 +35,8 @@ impl Engine {
             "tier": self.loaded.tier,
             "reason": proven.as_ref().err(),
             "generation": self.generation.0,
+            "pins": self.loaded.pinned.as_ref().map(|it| it.set.path()),
+            "takenOver": self.loaded.taken_over(),
             "bundle": self.issued().map(|it| json!({
                 "issuer": it.metadata.issuer,
                 "version": it.metadata.version,
@@ -71,30 +73,41 @@ impl Engine {
     fn count_tables(&mut self) -> Result<BTreeMap<&'static str, usize>, maps::Error> {
         let mut maps = Maps(&mut self.loaded.ebpf);
         Ok(BTreeMap::from([
-            ("holders", maps.count::<HolderKey, CredentialId>("HOLDERS")?),
-            ("labels", maps.count::<HolderKey, CredentialId>("LABELS")?),
-            ("cgroups", maps.count::<CgroupId, Cgroup>("CGROUPS")?),
+            (
+                "holders",
+                maps.keys::<HolderKey, CredentialId>("HOLDERS")?.len(),
+            ),
+            (
+                "labels",
+                maps.keys::<HolderKey, CredentialId>("LABELS")?.len(),
+            ),
+            ("cgroups", maps.keys::<CgroupId, Cgroup>("CGROUPS")?.len()),
             (
                 "files",
-                maps.count::<InodeKey, Versioned<CredentialId>>("FILES")?,
+                maps.keys::<InodeKey, Versioned<CredentialId>>("FILES")?
+                    .len(),
             ),
-            ("watches", maps.count::<InodeKey, Watch>("WATCHES")?),
+            ("watches", maps.keys::<InodeKey, Watch>("WATCHES")?.len()),
             (
                 "socketRecords",
-                maps.count::<u64, SocketRecord>("SOCKET_RECORDS")?,
+                maps.keys::<u64, SocketRecord>("SOCKET_RECORDS")?.len(),
             ),
-            ("copyUps", maps.count::<u64, CopyUp>("COPY_UPS")?),
+            ("copyUps", maps.keys::<u64, CopyUp>("COPY_UPS")?.len()),
             (
                 "credentials",
-                maps.count::<CredentialKey, Credential>("CREDENTIALS")?,
+                maps.keys::<CredentialKey, Credential>("CREDENTIALS")?.len(),
             ),
-            ("subjects", maps.count::<SubjectKey, Subject>("SUBJECTS")?),
-            ("grants", maps.count::<GrantKey, Grants>("GRANTS")?),
+            (
+                "subjects",
+                maps.keys::<SubjectKey, Subject>("SUBJECTS")?.len(),
+            ),
+            ("grants", maps.keys::<GrantKey, Grants>("GRANTS")?.len()),
             (
                 "cgroupNames",
-                maps.count::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES")?,
+                maps.keys::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES")?
+                    .len(),
             ),
-            ("watchNodes", maps.count::<WatchNode, Node>("NODES")?),
+            ("watchNodes", maps.keys::<WatchNode, Node>("NODES")?.len()),
         ]))
     }
 
@@ -145,7 +158,7 @@ const NOT_COVERED: &[&str] = &[
     "what a holder hands on to another workload through shared memory, queues, keyrings and vmsplice, and for credentials without `follow` through pipes, unix sockets and files too",
     "answers on accepted connections, where the bundle's defaults.inbound is permit",
     "core dumps of a holder into a program (core_pattern), for the moment until the daemon has turned them off",
-    "an end of the daemon by init or by whoever started it: the programs end with it",
+    "changes that only a daemon can follow (names, bundles), while none runs",
     "code in the kernel that is not ours",
 ];
 

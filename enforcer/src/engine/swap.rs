@@ -1,6 +1,6 @@
 //! From one bundle to the next, without a decision that sees two of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use enforcer_common::tables::{
 use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
 use super::{Engine, Error};
-use crate::compile::{Policy, absent, changed};
+use crate::compile::{Policy, changed};
 use crate::fanotify::{Rules, Snapshot};
-use crate::kernel::load::cgroup_root;
+use crate::kernel::at_root;
 use crate::kernel::maps::{self, Maps};
 use crate::node::cgroups;
 use crate::node::files::Prepared;
@@ -46,12 +46,8 @@ impl Engine {
             maps.put_prefix("SCOPES", key.prefix_bits(), key.data(), value.0)?;
         }
         let current = self.generation;
-        let endpoints = old.map(|it| &it.endpoints);
-        let table = "ENDPOINTS";
-        write_versioned(&mut maps, table, endpoints, &new.endpoints, current, next)?;
-        let sockets = old.map(|it| &it.sockets);
-        let table = "SOCKET_NAMES";
-        write_versioned(&mut maps, table, sockets, &new.sockets, current, next)?;
+        write_versioned(&mut maps, "ENDPOINTS", &new.endpoints, current, next)?;
+        write_versioned(&mut maps, "SOCKET_NAMES", &new.sockets, current, next)?;
         for (name, id) in &new.variables {
             if let Some(key) = Variable::new(next, name) {
                 maps.put_prefix("VARIABLES", key.bits, key.data(), id.0)?;
@@ -71,7 +67,7 @@ impl Engine {
         description.degraded = u8::from(self.degraded);
         maps.set("BUNDLES", next.0 & 1, description)?;
         maps.set("GENERATION", 0, next)?;
-        let previous = std::mem::replace(&mut self.generation, next);
+        self.generation = next;
         if let Some(gate) = &self.gate {
             gate.publish(Snapshot {
                 rules: Some(Arc::new(Rules::new(new.clone(), next))),
@@ -80,7 +76,7 @@ impl Engine {
         }
         grace();
 
-        if let Err(error) = self.clear_up(old, previous, new, prepared) {
+        if let Err(error) = self.clear_up(new, prepared) {
             tracing::error!(
                 "the bundle is in force, and something of the previous one stays in the tables: {}",
                 crate::chain(&error)
@@ -90,69 +86,52 @@ impl Engine {
     }
 
     /// The new bundle is in force and no program can see the previous one any more.
-    fn clear_up(
-        &mut self,
-        old: Option<&Policy>,
-        previous: Generation,
-        new: &Arc<Policy>,
-        prepared: Prepared,
-    ) -> Result<(), Error> {
+    fn clear_up(&mut self, new: &Arc<Policy>, prepared: Prepared) -> Result<(), Error> {
         self.files.finish(&mut self.loaded.ebpf, prepared)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
         self.unmark(new);
-        match old {
-            Some(old) => self.forget(old, previous, Some(new)),
-            None => Ok(()),
-        }
+        self.sweep(new)
     }
 
-    /// Takes out what the policy `gone` had in `generation`, and the one that `stays` does not need: the previous one
-    /// after a swap, or the new one if it could not be written whole.
-    pub(super) fn forget(
-        &mut self,
-        gone: &Policy,
-        generation: Generation,
-        stays: Option<&Policy>,
-    ) -> Result<(), Error> {
+    /// Takes out of the tables what `stays`, the policy in force, does not need: what only an earlier one used, or a
+    /// daemon before this one, or one that could not be written whole.
+    pub(super) fn sweep(&mut self, stays: &Policy) -> Result<(), Error> {
+        let generation = self.generation;
+        let credential = |id: &CredentialId| CredentialKey::new(generation, *id);
+        let credentials: BTreeSet<_> = stays.credentials.keys().map(credential).collect();
+        let subjects = stays
+            .subjects
+            .keys()
+            .map(|selector| selector.key(generation));
+        let subjects: BTreeSet<_> = subjects.collect();
+        let variables = stays.variables.keys();
+        let variables = variables.filter_map(|name| Variable::new(generation, name));
+        let variables: BTreeSet<_> = variables.map(|key| (key.bits, key.data())).collect();
+        let scopes = stays.scopes.keys();
+        let scopes: BTreeSet<_> = scopes.map(|key| (key.prefix_bits(), key.data())).collect();
+        let ports = stays.ports.keys();
+        let ports: BTreeSet<_> = ports.map(|key| (key.prefix_bits(), key.data())).collect();
+        let watch = &stays.watch;
+
         let mut maps = Maps(&mut self.loaded.ebpf);
-        for id in gone.credentials.keys() {
-            maps.remove::<_, Credential>("CREDENTIALS", &CredentialKey::new(generation, *id))?;
-        }
-        for selector in gone.subjects.keys() {
-            maps.remove::<SubjectKey, Subject>("SUBJECTS", &selector.key(generation))?;
-        }
-        for name in gone.variables.keys() {
-            if let Some(key) = Variable::new(generation, name) {
-                maps.remove_prefix("VARIABLES", key.bits, key.data())?;
-            }
-        }
-        for key in absent(&gone.endpoints, stays.map(|it| &it.endpoints)) {
-            maps.remove::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", key)?;
-        }
-        for key in absent(&gone.sockets, stays.map(|it| &it.sockets)) {
-            maps.remove::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", key)?;
-        }
-        for key in absent(&gone.cgroup_names, stays.map(|it| &it.cgroup_names)) {
-            maps.remove::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", key)?;
-        }
-        for key in absent(&gone.grants, stays.map(|it| &it.grants)) {
-            maps.remove::<GrantKey, Grants>("GRANTS", key)?;
-        }
-        for key in absent(&gone.scopes, stays.map(|it| &it.scopes)) {
-            maps.remove_prefix("SCOPES", key.prefix_bits(), key.data())?;
-        }
-        for key in absent(&gone.ports, stays.map(|it| &it.ports)) {
-            maps.remove_prefix("PORTS", key.prefix_bits(), key.data())?;
-        }
-        for key in absent(&gone.watch.children, stays.map(|it| &it.watch.children)) {
-            maps.remove::<ChildKey, WatchNode>("CHILDREN", key)?;
-        }
-        for key in absent(&gone.watch.patterns, stays.map(|it| &it.watch.patterns)) {
-            maps.remove::<PatternKey, Pattern>("PATTERNS", key)?;
-        }
-        for key in absent(&gone.watch.nodes, stays.map(|it| &it.watch.nodes)) {
-            maps.remove::<WatchNode, Node>("NODES", key)?;
-        }
+        maps.retain::<_, Credential>("CREDENTIALS", |key| credentials.contains(key))?;
+        maps.retain::<SubjectKey, Subject>("SUBJECTS", |key| subjects.contains(key))?;
+        maps.retain_prefixes("VARIABLES", &variables)?;
+        maps.retain::<EndpointKey, Versioned<CredentialId>>("ENDPOINTS", |key| {
+            stays.endpoints.contains_key(key)
+        })?;
+        maps.retain::<SocketName, Versioned<CredentialId>>("SOCKET_NAMES", |key| {
+            stays.sockets.contains_key(key)
+        })?;
+        maps.retain::<CgroupName, Versioned<IdentityId>>("CGROUP_NAMES", |key| {
+            stays.cgroup_names.contains_key(key)
+        })?;
+        maps.retain::<GrantKey, Grants>("GRANTS", |key| stays.grants.contains_key(key))?;
+        maps.retain_prefixes("SCOPES", &scopes)?;
+        maps.retain_prefixes("PORTS", &ports)?;
+        maps.retain::<ChildKey, WatchNode>("CHILDREN", |key| watch.children.contains_key(key))?;
+        maps.retain::<PatternKey, Pattern>("PATTERNS", |key| watch.patterns.contains_key(key))?;
+        maps.retain::<WatchNode, Node>("NODES", |key| watch.nodes.contains_key(key))?;
         Ok(())
     }
 
@@ -164,18 +143,21 @@ impl Engine {
         next: Generation,
     ) -> Result<(), Error> {
         let mut maps = Maps(&mut self.loaded.ebpf);
-        let names = old.map(|it| &it.cgroup_names);
         let current = self.generation;
-        let table = "CGROUP_NAMES";
-        write_versioned(&mut maps, table, names, &new.cgroup_names, current, next)?;
-        let found = cgroups::scan(&cgroup_root()?).map_err(Error::Cgroups)?;
+        let names = &new.cgroup_names;
+        write_versioned(&mut maps, "CGROUP_NAMES", names, current, next)?;
+        let found = cgroups::scan(&at_root::path()?).map_err(Error::Cgroups)?;
         for cgroup in found {
             let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
             let mut record = Cgroup {
                 instance: cgroup.instance,
                 identity: Versioned {
                     from: next,
-                    before: old.map_or(IdentityId(0), |it| it.identity_of(&cgroup.path)),
+                    before: match (old, known) {
+                        (Some(old), _) => old.identity_of(&cgroup.path),
+                        (None, Some(known)) => known.identity.at(current),
+                        (None, None) => IdentityId(0),
+                    },
                     after: new.identity_of(&cgroup.path),
                 },
                 slices_only: u16::from(cgroup.slices_only),
@@ -211,11 +193,10 @@ impl Engine {
     }
 }
 
-/// Writes a table whose values hold both sides of a swap.
+/// Writes a table whose values hold both sides of a swap: for what is in it, whoever wrote it, and for what is to be.
 fn write_versioned<K, V>(
     maps: &mut Maps<'_>,
     table: &'static str,
-    old: Option<&BTreeMap<K, V>>,
     new: &BTreeMap<K, V>,
     current: Generation,
     next: Generation,
@@ -225,7 +206,8 @@ where
     V: Copy + Default + PartialEq,
     Versioned<V>: aya::Pod,
 {
-    let gone = old.into_iter().flat_map(|old| absent(old, Some(new)));
+    let known = maps.keys::<K, Versioned<V>>(table)?;
+    let gone = known.iter().filter(|key| !new.contains_key(key));
     for key in gone.chain(new.keys()) {
         let after = new.get(key).copied().unwrap_or_default();
         maps.put_from(table, *key, after, current, next)?;

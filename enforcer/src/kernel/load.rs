@@ -1,27 +1,30 @@
 //! Loading and attaching the programs.
 
-use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use aya::maps::SkStorage;
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSock, CgroupSockAddr,
-    Iter, Lsm, Program, ProgramError, SockOps,
+    BtfTracePoint, CgroupSkb, CgroupSock, CgroupSockAddr, Iter, Lsm, Program, ProgramError, SockOps,
 };
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::btf::BtfKind;
 use enforcer_common::capacity;
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
+use sha2::{Digest as _, Sha256};
 
+use super::at_root::{self, Root};
 use super::btf;
 use super::capture::{self, capture};
 use super::iterate;
+use super::legacy;
 use super::maps::{self, Maps};
 use super::modify_return::{self, Attach, Programs};
+use super::pins::{self, Pins, Set};
+use super::sys;
 use super::tier::Tier;
 
 /// The kernel side's object, as built with this daemon.
@@ -140,6 +143,10 @@ const HOOKS: &[Hook] = &[
         "security_task_setioprio",
     ),
     Hook::gate("bpf", "bpf", "security_bpf"),
+    Hook::gate("bpf_map", "bpf_map", "security_bpf_map"),
+    Hook::gate("bpf_prog", "bpf_prog", "security_bpf_prog"),
+    Hook::gate("inode_unlink", "inode_unlink", "security_inode_unlink"),
+    Hook::gate("sb_umount", "sb_umount", "security_sb_umount"),
 ];
 
 /// Programs that see what comes out of pipes and unix sockets, and goes from one to another, and the kernel functions
@@ -227,17 +234,26 @@ pub enum Error {
     /// No tier can be had.
     #[error("this kernel has none of the tiers; `enforcer probe` tells why")]
     NoTier,
-    /// There is no cgroup v2 hierarchy.
-    #[error("no cgroup v2 hierarchy is mounted; mount one at /sys/fs/cgroup")]
-    NoCgroup2,
-    /// The cgroup root cannot be opened.
-    #[error("cannot open the cgroup root {path}")]
-    CgroupRoot {
-        /// The directory.
-        path: PathBuf,
+    /// The cgroup root is not there.
+    #[error(transparent)]
+    Root(#[from] at_root::Error),
+    /// A program was not attached there.
+    #[error("cannot attach program `{program}` to the cgroup root")]
+    NotAtRoot {
+        /// The program.
+        program: &'static str,
         /// Why.
         source: io::Error,
     },
+    /// What an earlier daemon left cannot be taken over, or nothing be left for the next.
+    #[error(transparent)]
+    Pins(#[from] pins::Error),
+    /// What an earlier daemon left cannot be told whose it is now.
+    #[error(transparent)]
+    Legacy(#[from] legacy::Error),
+    /// The kernel does not say what it has.
+    #[error("the kernel does not say which programs and links there are")]
+    Ask(#[source] io::Error),
 }
 
 /// Options that tests and large nodes set.
@@ -267,10 +283,23 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// By what means reads and calls are refused.
     pub tier: Tier,
-    /// The programs of the hooks on the `modify-return` tier, in the order of attaching.
-    hooks: Vec<(&'static str, OwnedFd)>,
-    /// What keeps those attached.
+    /// Those programs that aya did not load: those of the hooks on the `modify-return` tier, or all that were taken
+    /// over.
+    programs: Vec<(String, OwnedFd)>,
+    /// What keeps those attached that would go otherwise.
     links: Vec<OwnedFd>,
+    /// What keeps them all when the daemon has gone.
+    pub pinned: Option<Pinned>,
+}
+
+/// The pins of the programs.
+pub struct Pinned {
+    /// Where they are.
+    pub pins: Pins,
+    /// Which they are.
+    pub set: Set,
+    /// Whether an earlier daemon made them, and its tables go on.
+    pub taken_over: bool,
 }
 
 impl Loaded {
@@ -280,21 +309,53 @@ impl Loaded {
             let descriptor = program.fd().ok()?;
             Some((name, descriptor.as_fd()))
         });
-        let hooks = self.hooks.iter();
-        loaded.chain(hooks.map(|(name, program)| (*name, program.as_fd())))
+        let others = self.programs.iter();
+        loaded.chain(others.map(|(name, program)| (name.as_str(), program.as_fd())))
+    }
+
+    /// Whether the tables are those of an earlier daemon, and what they say goes on.
+    pub fn taken_over(&self) -> bool {
+        self.pinned.as_ref().is_some_and(|it| it.taken_over)
+    }
+
+    /// What earlier daemons left that was not taken over.
+    pub fn left(&self) -> Result<Vec<Set>, pins::Error> {
+        let Some(pinned) = &self.pinned else {
+            return Ok(Vec::new());
+        };
+        let mut sets = pinned.pins.sets()?;
+        sets.retain(|set| *set != pinned.set);
+        Ok(sets)
+    }
+
+    /// Takes that away: what is in force now does its work.
+    pub fn retire(&self) -> Result<(), pins::Error> {
+        let left = self.left()?;
+        if let Some(pinned) = &self.pinned
+            && !left.is_empty()
+        {
+            let own = pinned.set.map_ids()?;
+            let stays = |it: &at_root::Attached| it.maps.iter().any(|map| own.contains(map));
+            Root::open()?.sweep(stays).map_err(pins::Error::Sweep)?;
+            for set in left {
+                set.remove()?;
+            }
+        }
+        Ok(())
     }
 }
 
-/// Loads and attaches the programs of the strongest tier this kernel has, or of the one asked for. Opens by
-/// the process `daemon` are not uses.
+/// Takes over the programs of an earlier daemon of this build, or loads and attaches them: of the strongest tier this
+/// kernel has, or of the one asked for. Opens by the process `daemon` are not uses.
 pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
+    let mut pins = Pins::take()?;
     let tiers = match &options.tier {
         Some(tier) => std::slice::from_ref(tier),
         None => &Tier::ALL,
     };
     let mut first = None;
     for tier in tiers {
-        match start_tier(options, *tier, daemon) {
+        match start_pinned(options, *tier, daemon, &mut pins) {
             Ok(loaded) => return Ok(loaded),
             Err(error) => {
                 if options.tier.is_none() {
@@ -311,16 +372,152 @@ pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
     Err(first.unwrap_or(Error::NoTier))
 }
 
-/// Loads and attaches one tier, and sees that its hooks are called.
+/// Loads and attaches one tier for as long as the result lives, and sees that its hooks are called.
 pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded, Error> {
-    let mut loaded = load_tier(options, tier)?;
-    Maps(&mut loaded.ebpf).set("DAEMON", 0, daemon)?;
-    attach(&mut loaded)?;
-    capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
+    let mut loaded = load_tier(options, tier, None)?;
+    begin(&mut loaded, daemon)?;
+    attach(&mut loaded, None)?;
+    see(&mut loaded)?;
     Ok(loaded)
 }
 
-fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
+fn start_pinned(
+    options: &Options,
+    tier: Tier,
+    daemon: Tgid,
+    pins: &mut Option<Pins>,
+) -> Result<Loaded, Error> {
+    let Some(taken) = pins else {
+        return start_tier(options, tier, daemon);
+    };
+    let build = build(options, tier);
+    let (mut loaded, set, taken_over) = match take_over(options, tier, taken, &build)? {
+        Some((loaded, set)) => (loaded, set, true),
+        None => {
+            remove_unfinished(taken)?;
+            let set = taken.begin()?;
+            (load_tier(options, tier, Some(&set))?, set, false)
+        }
+    };
+    for other in taken.sets()?.iter().filter(|other| **other != set) {
+        legacy::announce(other, daemon)?;
+    }
+    begin(&mut loaded, daemon)?;
+    if !taken_over {
+        attach(&mut loaded, Some(&set))?;
+    }
+    see(&mut loaded)?;
+    let (directory, _) = capture(&mut loaded.ebpf, taken.directory()).map_err(Box::new)?;
+    Maps(&mut loaded.ebpf).set("PINS", 0, directory[0].inode)?;
+    let set = if taken_over {
+        set
+    } else {
+        taken.finish(&set, &build)?
+    };
+    loaded.pinned = pins.take().map(|pins| Pinned {
+        pins,
+        set,
+        taken_over,
+    });
+    Ok(loaded)
+}
+
+/// Tells programs of the same object, tier and sizes from others.
+fn build(options: &Options, tier: Tier) -> String {
+    let digest: String = Sha256::digest(OBJECT)[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!(
+        "{digest}-{}-{}-{}",
+        tier.name(),
+        options.holders,
+        options.ring_bytes
+    )
+}
+
+/// Takes over a set of pins of this build, if there is one and nothing of it is missing.
+fn take_over(
+    options: &Options,
+    tier: Tier,
+    pins: &Pins,
+    build: &str,
+) -> Result<Option<(Loaded, Set)>, Error> {
+    for set in pins.sets()? {
+        if !set.is_of(build) {
+            continue;
+        }
+        let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
+        let mut ebpf = open(options, &Constants::of(tier), Some(&set))?;
+        let mut programs = Vec::new();
+        for (name, link) in set.kept()? {
+            let info = sys::link_info(link.as_fd()).map_err(Error::Ask)?;
+            programs.push((name, sys::program(info.prog_id).map_err(Error::Ask)?));
+        }
+        let own = set.map_ids()?;
+        let attached = Root::open()?.ours().map_err(Error::Ask)?;
+        let ours = attached
+            .into_iter()
+            .filter(|it| it.maps.iter().any(|map| own.contains(map)));
+        programs.extend(ours.map(|it| (it.name.to_owned(), it.program)));
+        let is_there = |name: &&str| programs.iter().any(|(known, _)| known == name);
+        if let Some(missing) = wanted(tier).find(|name| !is_there(name)) {
+            tracing::warn!(
+                program = missing,
+                "the programs of an earlier daemon are not whole: new ones are loaded beside them"
+            );
+            continue;
+        }
+        load_iterators(&mut ebpf, tier, &btf)?;
+        let loaded = Loaded {
+            ebpf,
+            tier,
+            programs,
+            links: Vec::new(),
+            pinned: None,
+        };
+        return Ok(Some((loaded, set)));
+    }
+    Ok(None)
+}
+
+/// The programs without which a tier is not whole.
+fn wanted(tier: Tier) -> impl Iterator<Item = &'static str> {
+    let hooks: &[Hook] = match tier {
+        Tier::Lsm | Tier::ModifyReturn => HOOKS,
+        Tier::Fanotify => &[],
+    };
+    let at_root = at_root::PROGRAMS.iter().map(|(name, _)| *name);
+    let hooks = hooks.iter().map(|hook| hook.program);
+    hooks.chain(TRACEPOINTS.iter().copied()).chain(at_root)
+}
+
+/// Takes away what a daemon left that died while it began.
+fn remove_unfinished(pins: &Pins) -> Result<(), Error> {
+    for set in pins.sets()?.into_iter().filter(Set::is_unfinished) {
+        let gone = set.map_ids()?;
+        let stays = |it: &at_root::Attached| !it.maps.iter().any(|map| gone.contains(map));
+        Root::open()?.sweep(stays).map_err(pins::Error::Sweep)?;
+        set.remove()?;
+    }
+    Ok(())
+}
+
+/// Tells the programs whose they are.
+fn begin(loaded: &mut Loaded, daemon: Tgid) -> Result<(), Error> {
+    let mut maps = Maps(&mut loaded.ebpf);
+    maps.set("DAEMON", 0, daemon)?;
+    maps.set("HANDED_OVER", 0, 0_u32)?;
+    Ok(())
+}
+
+/// Sees that the hooks are called.
+fn see(loaded: &mut Loaded) -> Result<(), Error> {
+    capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
+    Ok(())
+}
+
+fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Result<Loaded, Error> {
     if tier == Tier::Lsm
         && let Some(list) = lsm_list()
         && !list.split(',').any(|name| name == "bpf")
@@ -333,11 +530,11 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     // Whether cgroup programs can read the task is found by trying: 6.1 and later can.
     for task_in_cgroup_programs in [1, 0] {
         let constants = Constants {
-            tier,
             task_in_cgroup_programs,
             by_cookie: u32::from(by_cookie),
+            ..Constants::of(tier)
         };
-        let mut ebpf = open(options, &constants)?;
+        let mut ebpf = open(options, &constants, set)?;
         match load_sock_addr(&mut ebpf) {
             Ok(()) => {
                 loaded = Some(ebpf);
@@ -348,7 +545,7 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
         }
     }
     let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
-    let mut hooks = Vec::new();
+    let mut programs = Vec::new();
     match tier {
         Tier::Lsm => {
             for hook in HOOKS {
@@ -358,12 +555,12 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
             }
         }
         Tier::ModifyReturn => {
-            let programs = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
+            let linked = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
             for hook in HOOKS {
-                let program = programs
+                let program = linked
                     .load(hook.program, hook.function, hook.attach, &btf)
                     .map_err(not_hooked(hook.program, hook.function))?;
-                hooks.push((hook.program, program));
+                programs.push((hook.program.to_owned(), program));
             }
         }
         Tier::Fanotify => {}
@@ -371,20 +568,7 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     if tier != Tier::Fanotify {
         load_following(&mut ebpf, &btf)?;
     }
-    let own = match tier {
-        Tier::Fanotify => iterate::OWN_FILE,
-        Tier::Lsm | Tier::ModifyReturn => iterate::OWN_SOCKET,
-    };
-    for (name, over) in iterate::PROGRAMS.iter().chain([&own]) {
-        program::<Iter>(&mut ebpf, name)?
-            .load(over, &btf)
-            .map_err(refused(name, "loading"))?;
-    }
-    if tier == Tier::Fanotify {
-        let (name, over) = iterate::THREAD_CALL;
-        // Before 5.15 the other one does.
-        let _ = program::<Iter>(&mut ebpf, name)?.load(over, &btf);
-    }
+    load_iterators(&mut ebpf, tier, &btf)?;
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(&mut ebpf, tracepoint)?
             .load(tracepoint, &btf)
@@ -402,9 +586,29 @@ fn load_tier(options: &Options, tier: Tier) -> Result<Loaded, Error> {
     Ok(Loaded {
         ebpf,
         tier,
-        hooks,
+        programs,
         links: Vec::new(),
+        pinned: None,
     })
+}
+
+/// Loads the programs that only show the daemon something, which it has anew each time.
+fn load_iterators(ebpf: &mut Ebpf, tier: Tier, btf: &Btf) -> Result<(), Error> {
+    let own = match tier {
+        Tier::Fanotify => iterate::OWN_FILE,
+        Tier::Lsm | Tier::ModifyReturn => iterate::OWN_SOCKET,
+    };
+    for (name, over) in iterate::PROGRAMS.iter().chain([&own]) {
+        program::<Iter>(ebpf, name)?
+            .load(over, btf)
+            .map_err(refused(name, "loading"))?;
+    }
+    if tier == Tier::Fanotify {
+        let (name, over) = iterate::THREAD_CALL;
+        // Before 5.15 the other one does.
+        let _ = program::<Iter>(ebpf, name)?.load(over, btf);
+    }
+    Ok(())
 }
 
 /// Loads the programs that follow secrets.
@@ -444,15 +648,21 @@ struct Constants {
     by_cookie: u32,
 }
 
+impl Constants {
+    /// What all programs of a tier are told.
+    const fn of(tier: Tier) -> Self {
+        Self {
+            tier,
+            task_in_cgroup_programs: 0,
+            by_cookie: 0,
+        }
+    }
+}
+
 /// Whether this kernel keeps a record with a socket. Found by trying: from 6.19 on it fails on processors without
 /// `cmpxchg16b`, where the kernel has no allocation without locks (`kmalloc_nolock`).
 fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
-    let constants = Constants {
-        tier: Tier::Lsm,
-        task_in_cgroup_programs: 0,
-        by_cookie: 0,
-    };
-    let mut ebpf = open(options, &constants)?;
+    let mut ebpf = open(options, &Constants::of(Tier::Lsm), None)?;
     let map = ebpf
         .map_mut("SOCKETS")
         .ok_or_else(|| Error::Missing("SOCKETS".to_owned()))?;
@@ -464,12 +674,19 @@ fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
     Ok(tried.is_ok())
 }
 
-/// Creates the maps and prepares the programs.
-fn open(options: &Options, constants: &Constants) -> Result<Ebpf, Error> {
+/// Creates the maps, or takes those that are pinned, and prepares the programs.
+fn open(options: &Options, constants: &Constants, set: Option<&Set>) -> Result<Ebpf, Error> {
     let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let tier = constants.tier.code();
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    let tables = tables()?;
+    if let Some(set) = set {
+        for name in &tables {
+            loader.map_pin_path(name, set.map(name));
+        }
+    }
+    loader
         .btf(Some(&btf))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
         .override_global("OFFSETS", &offsets, true)
@@ -496,34 +713,62 @@ fn load_sock_addr(ebpf: &mut Ebpf) -> Result<(), Error> {
     Ok(())
 }
 
+/// The names of the maps. Constants go with the programs.
+fn tables() -> Result<Vec<String>, Error> {
+    let object = aya_obj::Object::parse(OBJECT)
+        .map_err(|error| Error::Object(Box::new(EbpfError::ParseError(error))))?;
+    let names = object.maps.into_keys();
+    Ok(names.filter(|name| !name.starts_with('.')).collect())
+}
+
 /// Attaches every program: first those that follow processes, cgroups and files, then the gates, so that
-/// no gate decides on facts that nobody keeps up to date.
-fn attach(loaded: &mut Loaded) -> Result<(), Error> {
-    let path = cgroup_root()?;
-    let root = File::open(&path).map_err(|source| Error::CgroupRoot { path, source })?;
+/// no gate decides on facts that nobody keeps up to date. With pins, so that they stay.
+fn attach(loaded: &mut Loaded, set: Option<&Set>) -> Result<(), Error> {
+    let root = Root::open()?;
     let ebpf = &mut loaded.ebpf;
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(ebpf, tracepoint)?
             .attach()
             .map_err(refused(tracepoint, "attaching"))?;
     }
-    program::<SockOps>(ebpf, "tcp_state")?
-        .attach(&root, CgroupAttachMode::Single)
-        .map_err(refused("tcp_state", "attaching"))?;
-    program::<CgroupSock>(ebpf, "sock_create")?
-        .attach(&root, CgroupAttachMode::Single)
-        .map_err(refused("sock_create", "attaching"))?;
     attach_following(&mut loaded.ebpf)?;
     attach_hooks(loaded)?;
-    let ebpf = &mut loaded.ebpf;
-    for name in SOCK_ADDR {
-        program::<CgroupSockAddr>(ebpf, name)?
-            .attach(&root, CgroupAttachMode::Single)
-            .map_err(refused(name, "attaching"))?;
+    if let Some(set) = set {
+        keep_links(loaded, set)?;
     }
-    program::<CgroupSkb>(ebpf, "egress")?
-        .attach(&root, CgroupSkbAttachType::Egress, CgroupAttachMode::Single)
-        .map_err(refused("egress", "attaching"))?;
+    for (name, to) in at_root::PROGRAMS {
+        let not_there = |source| Error::NotAtRoot {
+            program: name,
+            source,
+        };
+        let program = loaded.ebpf.program(name);
+        let program = program.ok_or_else(|| Error::Missing((*name).to_owned()))?;
+        let program = program.fd().map_err(refused(name, "finding"))?;
+        if set.is_some() {
+            root.attach(program.as_fd(), *to).map_err(not_there)?;
+        } else {
+            let link = root.link(program.as_fd(), *to).map_err(not_there)?;
+            loaded.links.push(link);
+        }
+    }
+    Ok(())
+}
+
+/// Pins the link of every program that has one.
+fn keep_links(loaded: &Loaded, set: &Set) -> Result<(), Error> {
+    let mut programs = std::collections::BTreeMap::new();
+    for (name, program) in loaded.programs() {
+        let info = sys::program_info(program).map_err(Error::Ask)?;
+        programs.insert(info.id, name);
+    }
+    for id in sys::link_ids() {
+        // One that has gone in the meantime, or that another daemon's programs hide, is not ours.
+        let Ok(link) = sys::link(id) else { continue };
+        let info = sys::link_info(link.as_fd()).map_err(Error::Ask)?;
+        if let Some(name) = programs.get(&info.prog_id) {
+            set.keep(name, link.as_fd())?;
+        }
+    }
     Ok(())
 }
 
@@ -535,7 +780,7 @@ fn attach_hooks(loaded: &mut Loaded) -> Result<(), Error> {
                 .map_err(refused(hook.program, "attaching"))?;
         }
     }
-    for (name, program) in &loaded.hooks {
+    for (name, program) in &loaded.programs {
         let link = modify_return::attach(program).map_err(not_hooked(name, "its function"))?;
         loaded.links.push(link);
     }
@@ -546,20 +791,6 @@ fn attach_hooks(loaded: &mut Loaded) -> Result<(), Error> {
 pub fn lsm_list() -> Option<String> {
     let list = std::fs::read_to_string("/sys/kernel/security/lsm").ok()?;
     Some(list.trim().to_owned())
-}
-
-/// Where cgroup v2 is mounted: the root, never a subdirectory, so that nothing lies outside.
-pub fn cgroup_root() -> Result<PathBuf, Error> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts
-        .lines()
-        .find_map(|line| {
-            let (mount, filesystem) = line.split_once(" - ")?;
-            let mut fields = mount.split(' ').skip(3);
-            let (root, point) = (fields.next()?, fields.next()?);
-            (filesystem.starts_with("cgroup2 ") && root == "/").then(|| Path::new(point).to_owned())
-        })
-        .ok_or(Error::NoCgroup2)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, Error>

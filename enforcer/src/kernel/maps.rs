@@ -1,6 +1,7 @@
 //! Typed access to the kernel's tables.
 
 use std::borrow::Borrow;
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie};
@@ -128,11 +129,26 @@ impl Maps<'_> {
             .map_err(failed("read", table))
     }
 
-    /// How many entries a hash table has.
-    pub fn count<K: Pod, V: Pod>(&mut self, table: &'static str) -> Result<usize, Error> {
+    /// The keys of a hash table.
+    pub fn keys<K: Pod, V: Pod>(&mut self, table: &'static str) -> Result<Vec<K>, Error> {
         let map = self.hash::<K, V>(table)?;
-        let keys = map.keys().collect::<Result<Vec<_>, _>>();
-        Ok(keys.map_err(failed("read", table))?.len())
+        map.keys()
+            .collect::<Result<_, _>>()
+            .map_err(failed("read", table))
+    }
+
+    /// Removes the entries whose keys are not to stay.
+    pub fn retain<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+        stays: impl Fn(&K) -> bool,
+    ) -> Result<(), Error> {
+        for key in self.keys::<K, V>(table)? {
+            if !stays(&key) {
+                self.remove::<K, V>(table, &key)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes one prefix of a longest-prefix table.
@@ -167,6 +183,27 @@ impl Maps<'_> {
         let mut trie: aya::maps::LpmTrie<_, [u8; N], u32> =
             map.try_into().map_err(failed("open", table))?;
         let _ = trie.remove(&lpm_trie::Key::new(bits, data));
+        Ok(())
+    }
+
+    /// Removes the prefixes, each with its length in bits, that are not to stay.
+    pub fn retain_prefixes<const N: usize>(
+        &mut self,
+        table: &'static str,
+        stay: &BTreeSet<(u32, [u8; N])>,
+    ) -> Result<(), Error>
+    where
+        [u8; N]: Pod,
+    {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        let trie: aya::maps::LpmTrie<_, [u8; N], u32> =
+            map.try_into().map_err(failed("open", table))?;
+        let known = trie.keys().collect::<Result<Vec<_>, _>>();
+        for key in known.map_err(failed("read", table))? {
+            if !stay.contains(&(key.prefix_len(), key.data())) {
+                self.remove_prefix(table, key.prefix_len(), key.data())?;
+            }
+        }
         Ok(())
     }
 

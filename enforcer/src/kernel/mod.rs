@@ -1,15 +1,18 @@
 //! The kernel: loading programs, writing tables, reading rings.
 
+pub mod at_root;
 pub mod btf;
 pub mod capture;
 pub mod clock;
 pub mod holders;
 pub mod iterate;
+pub mod legacy;
 pub mod load;
 pub mod maps;
 pub mod modify_return;
 pub mod own;
 pub mod passed_over;
+pub mod pins;
 pub mod probe;
 pub mod replay;
 pub mod rings;

@@ -3,9 +3,9 @@
 use enforcer_common::ids::Tgid;
 use serde::Serialize;
 
-use super::btf;
 use super::load::{self, Loaded};
 use super::tier::Tier;
+use super::{at_root, btf};
 use crate::fanotify;
 
 /// One capability.
@@ -40,7 +40,7 @@ pub fn probe() -> Vec<Capability> {
         ),
         check(
             "cgroup-v2",
-            load::cgroup_root().map(|path| format!("mounted at {}", path.display())),
+            at_root::path().map(|path| format!("mounted at {}", path.display())),
             "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         ),
         check(

@@ -1,9 +1,15 @@
 //! Commands of bpf(2) that aya does not have.
 
+use std::ffi::{CString, c_char};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_prog_info};
+use aya_obj::generated::{
+    BPF_F_ALLOW_MULTI, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info,
+    bpf_prog_info,
+};
 use enforcer_common::ids::Tid;
 
 /// A command of bpf(2) that returns a new descriptor.
@@ -70,6 +76,129 @@ pub fn link(id: u32) -> io::Result<OwnedFd> {
     attr.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
     // SAFETY: the command reads only numbers.
     unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut attr) }
+}
+
+/// The program with this id.
+pub fn program(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_6.__bindgen_anon_1.prog_id = id;
+    // SAFETY: the command reads only numbers.
+    unsafe { bpf(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) }
+}
+
+/// The map with this id.
+pub fn map(id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_6.__bindgen_anon_1.map_id = id;
+    // SAFETY: the command reads only numbers.
+    unsafe { bpf(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &mut attr) }
+}
+
+/// What the kernel says of a map.
+pub fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
+    // SAFETY: a struct of plain numbers, for which zero is "nothing asked for".
+    let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+    // SAFETY: asks for nothing behind pointers.
+    unsafe { object_info(map, &mut info) }?;
+    Ok(info)
+}
+
+/// The name that the kernel has of a program or map: its first 15 bytes.
+pub fn name(name: &[c_char]) -> String {
+    let bytes: Vec<u8> = name.iter().map(|byte| byte.cast_unsigned()).collect();
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+}
+
+/// Gives a map, program or link a name in a bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = object.as_raw_fd() as u32;
+    // SAFETY: the path outlives the call.
+    unsafe { call(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Opens what has this name there.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the path outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }
+}
+
+/// Attaches a program to a cgroup beside what is there, until it is detached.
+pub fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    to: bpf_attach_type,
+) -> io::Result<()> {
+    let mut attr = on_cgroup(program, cgroup, to);
+    attr.__bindgen_anon_5.attach_flags = BPF_F_ALLOW_MULTI;
+    // SAFETY: the command reads only numbers.
+    unsafe { call(bpf_cmd::BPF_PROG_ATTACH, &mut attr) }.map(drop)
+}
+
+/// Takes it off.
+pub fn detach_from_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    from: bpf_attach_type,
+) -> io::Result<()> {
+    let mut attr = on_cgroup(program, cgroup, from);
+    // SAFETY: the command reads only numbers.
+    unsafe { call(bpf_cmd::BPF_PROG_DETACH, &mut attr) }.map(drop)
+}
+
+fn on_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, at: bpf_attach_type) -> bpf_attr {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the member that attaching and detaching read.
+    let attach = unsafe { &mut attr.__bindgen_anon_5 };
+    attach.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attach.attach_bpf_fd = program.as_raw_fd() as u32;
+    attach.attach_type = at as u32;
+    attr
+}
+
+/// Attaches a program to a cgroup for as long as the result is open.
+pub fn link_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    to: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: the member that BPF_LINK_CREATE reads.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    link.__bindgen_anon_2.target_fd = cgroup.as_raw_fd() as u32;
+    link.attach_type = to as u32;
+    // SAFETY: the command reads only numbers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }
+}
+
+/// The ids of the programs on a cgroup.
+pub fn programs_on_cgroup(cgroup: BorrowedFd<'_>, at: bpf_attach_type) -> io::Result<Vec<u32>> {
+    // The kernel allows 64 at each place (BPF_CGROUP_MAX_PROGS, since 4.15).
+    let mut ids = vec![0_u32; 64];
+    // SAFETY: a union of plain numbers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.query.__bindgen_anon_1.target_fd = cgroup.as_raw_fd() as u32;
+    attr.query.attach_type = at as u32;
+    attr.query.prog_ids = ids.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = ids.len() as u32;
+    // SAFETY: the ids have as much room as said.
+    unsafe { call(bpf_cmd::BPF_PROG_QUERY, &mut attr) }?;
+    // SAFETY: the member that the command writes.
+    ids.truncate(unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize);
+    Ok(ids)
 }
 
 /// Has the kernel fill in what it knows of a program or link.

@@ -41,6 +41,19 @@ struct Scan {
 }
 
 impl Files {
+    /// Takes what is in the tables for its own, whoever put it there. Under which paths is not known.
+    pub fn resume(&mut self, ebpf: &mut Ebpf, current: Generation) -> Result<(), maps::Error> {
+        let mut maps = Maps(ebpf);
+        for (key, credential) in maps.entries::<InodeKey, Versioned<CredentialId>>("FILES")? {
+            let known = (credential.at(current), PathBuf::new());
+            self.protected.insert(key, known);
+        }
+        for key in maps.keys::<InodeKey, Watch>("WATCHES")? {
+            self.watched.insert(key, PathBuf::new());
+        }
+        Ok(())
+    }
+
     /// Files whose reads are gated by marks.
     pub fn with_marks(marks: Marks) -> Self {
         Self {

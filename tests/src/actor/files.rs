@@ -117,17 +117,24 @@ pub fn read_handle(path: &str) -> nix::Result<Done> {
     take(unsafe { OwnedFd::from_raw_fd(fd) }).map(Done::read)
 }
 
-/// Opens and reads over and over until standard input ends. Counts. After an answer, whatever it was, it
-/// pauses for so many microseconds, so that the record of it is no flood; while nothing is there it does not.
-pub fn hammer(path: &str, pause_us: u64) -> nix::Result<Done> {
+/// Opens and reads over and over until standard input ends.
+pub fn hammer_reads(path: &str, pause_us: u64) -> nix::Result<Done> {
+    hammer(pause_us, || {
+        open(path).map(|file| take(file).unwrap_or_default())
+    })
+}
+
+/// Tries over and over until standard input ends. Counts. After an answer, whatever it was, it pauses for so many
+/// microseconds, so that the record of it is no flood; while nothing is there it does not.
+pub fn hammer(pause_us: u64, mut attempt: impl FnMut() -> nix::Result<usize>) -> nix::Result<Done> {
     let over = places::input_ends();
     report("hammering", Ok(Done::default()));
     let (mut opened, mut bytes, mut refused, mut absent, mut other) = (0, 0, 0, 0, 0);
     while !over.load(Ordering::Relaxed) {
-        match open(path) {
-            Ok(file) => {
+        match attempt() {
+            Ok(read) => {
                 opened += 1;
-                bytes += take(file).unwrap_or_default();
+                bytes += read;
             }
             Err(Errno::EPERM) => refused += 1,
             Err(Errno::ENOENT) => {

@@ -160,7 +160,11 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
         "map" => files::map(&words.next()?),
         "hammer" => {
             let path = words.next()?;
-            files::hammer(&path, words.number()?)
+            files::hammer_reads(&path, words.number()?)
+        }
+        "hammer-udp" => {
+            let to = words.address()?;
+            files::hammer(words.number()?, || sockets::udp(to).map(|_| 0))
         }
         "uring-read" => uring::read(&words.next()?, How::Inline),
         "uring-read-async" => uring::read(&words.next()?, How::Worker),

@@ -1,15 +1,17 @@
-//! What may be done to another process: signals, limits, priorities; and writes to where kernels are configured.
+//! What may be done to another process: signals, limits, priorities; to where kernels are configured; and to pins.
 
 use std::{fs, io::Write as _};
 
 use nix::{
     errno::Errno,
+    mount::{self, MntFlags, MsFlags},
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::signal::{self, Signal},
     unistd::Pid,
 };
 
 use super::{Done, Words, places::errno, sys};
+use crate::bpf;
 
 /// The steps of this file.
 pub fn perform(verb: &str, words: &mut Words) -> Option<nix::Result<Done>> {
@@ -24,6 +26,12 @@ pub fn perform(verb: &str, words: &mut Words) -> Option<nix::Result<Done>> {
         "policy" => policy,
         "io-priority" => io_priority,
         "put" => return Some(put(words)),
+        "pin-map" => return Some(words.next().and_then(|path| pin_map(&path))),
+        "open-pin" => return Some(words.next().and_then(|path| open_pin(&path))),
+        "unlink" => return Some(words.next().and_then(|path| unlink(&path))),
+        "rename" => return Some(rename(words)),
+        "mount-bpf" => return Some(words.next().and_then(|path| mount_bpf(&path))),
+        "unmount" => return Some(words.next().and_then(|path| unmount(&path))),
         _ => return None,
     };
     Some(pid(words).and_then(|pid| on(pid, words).map(|()| Done::default())))
@@ -39,6 +47,41 @@ fn put(words: &mut Words) -> nix::Result<Done> {
     let file = fs::File::options().write(true).open(path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| errno(&error))?;
+    Ok(Done::default())
+}
+
+/// Makes a map, and pins it.
+fn pin_map(path: &str) -> nix::Result<Done> {
+    let (map, _) = bpf::new_map().map_err(|_| Errno::EIO)?;
+    let pinned = bpf::pin(&map, path);
+    pinned.map_err(|error| errno(&error))?;
+    Ok(Done::default())
+}
+
+fn open_pin(path: &str) -> nix::Result<Done> {
+    bpf::open_pin(path).map_err(|error| errno(&error))?;
+    Ok(Done::default())
+}
+
+fn unlink(path: &str) -> nix::Result<Done> {
+    fs::remove_file(path).map_err(|error| errno(&error))?;
+    Ok(Done::default())
+}
+
+fn rename(words: &mut Words) -> nix::Result<Done> {
+    let (from, to) = (words.next()?, words.next()?);
+    fs::rename(from, to).map_err(|error| errno(&error))?;
+    Ok(Done::default())
+}
+
+fn mount_bpf(path: &str) -> nix::Result<Done> {
+    let bpf = Some("bpf");
+    mount::mount(bpf, path, bpf, MsFlags::empty(), None::<&str>)?;
+    Ok(Done::default())
+}
+
+fn unmount(path: &str) -> nix::Result<Done> {
+    mount::umount2(path, MntFlags::MNT_DETACH)?;
     Ok(Done::default())
 }
 

@@ -9,14 +9,13 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
-    mount::{self, MntFlags, MsFlags},
     sys::signal::{self, Signal},
     unistd::Pid,
 };
 
 use super::{
     Attack, attack,
-    expected::{CAUGHT, CROWDED, Seen::NotRun, Tier, open},
+    expected::{CAUGHT, CROWDED, Seen::NotRun, Tier, hooks_only},
     stage::{Goal, Mounted, READ, Stage, Tried, root, standard_bundle},
     untried,
 };
@@ -26,6 +25,7 @@ use crate::{
 };
 
 const SEND: &str = "tcp 10.20.0.66:9000";
+const HOME: &str = "tcp 10.20.0.2:9000";
 pub const ATTACKS: &[Attack] = &[
     attack(
         "D02",
@@ -37,33 +37,11 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "D04",
         "killed",
-        "the daemon killed: who may read then",
-        open("the programs end with the daemon"),
-        |s| {
-            s.standard()?;
-            s.works(&entitled(), &[READ])?;
-            kill(s)?;
-            let tried = Tried::read(&other().run([READ])?)?;
-            // A daemon is needed to hear about events, whatever comes of it.
-            s.standard()?;
-            s.judge(&tried)
-        },
-    ),
-    attack(
-        "D05",
-        "pins_unmounted",
-        "the file system with the pins unmounted",
-        CAUGHT,
-        |s| {
-            s.alone()?;
-            s.standard()?;
-            mount::umount2("/sys/fs/bpf", MntFlags::MNT_DETACH)
-                .context("cannot unmount the pins")?;
-            let result = s.reads_as_is(&[READ]).and_then(|()| holds_to_account(s));
-            let bpf = Some("bpf");
-            mount::mount(bpf, "/sys/fs/bpf", bpf, MsFlags::empty(), None::<&str>)?;
-            result
-        },
+        "the daemon killed: who may read and send then",
+        hooks_only(
+            "permission events that nobody answers let reads go on; the network gates stand",
+        ),
+        killed,
     ),
     attack(
         "D09",
@@ -429,15 +407,38 @@ fn holds_to_account(s: &mut Stage<'_>) -> Result<()> {
     s.scene.check(&entitled(), &steps).map(drop)
 }
 
+fn killed(s: &mut Stage<'_>) -> Result<()> {
+    s.standard()?;
+    let mut holder = entitled().start([READ, "pause", HOME, SEND, "pause", HOME, SEND])?;
+    holder.until("paused")?;
+    kill(s)?;
+    let tried = Tried::read(&other().run([READ])?)?;
+    s.works(&entitled(), &[READ, HOME])?;
+    holder.go_on()?;
+    holder.until("paused")?;
+    // The next one takes over, and tells what was refused in the meantime.
+    s.standard()?;
+    ensure!(
+        daemon::status()?["takenOver"] == true,
+        "the programs were not taken over"
+    );
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    let sends = (outcome.steps.iter()).filter(|step| step.text.starts_with("tcp"));
+    let sends: Vec<i32> = sends.map(|step| step.errno).collect();
+    ensure!(
+        sends == [0, libc::EPERM, 0, libc::EPERM],
+        "a holder's calls, two without a daemon and two with the next one, came to {sends:?}"
+    );
+    s.judge(&tried)
+}
+
 fn kill(s: &mut Stage<'_>) -> Result<()> {
     let daemon = s.scene.daemon()?;
     signal::kill(Pid::from_raw(daemon.pid().cast_signed()), Signal::SIGKILL)?;
     wait_for("the daemon's end", || {
         (!s.scene.daemon().ok()?.is_alive()).then_some(())
-    })?;
-    // Its programs are given back a moment later.
-    thread::sleep(Duration::from_millis(500));
-    Ok(())
+    })
 }
 
 /// While the daemon stands still; from the third second on it goes on, so that whoever waits for it is answered.

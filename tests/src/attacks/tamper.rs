@@ -1,6 +1,10 @@
 //! What root does to the daemon, to its programs, maps and links, and to what they rest on.
 
-use std::{fs, path::PathBuf, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -118,7 +122,7 @@ pub const ATTACKS: &[Attack] = &[
     attack(
         "D06",
         "links_detached",
-        "every link of a cgroup program detached by number",
+        "every cgroup program and link of one detached by number",
         PROTECTED,
         |s| {
             s.alone()?;
@@ -126,10 +130,11 @@ pub const ATTACKS: &[Attack] = &[
             holds_to_account(s)?;
             let elsewhere = Cgroup::unit("elsewhere.service")?;
             let _twin = bpf::rewrite_connects(elsewhere.directory(), [127, 0, 0, 1])?;
-            let detached = bpf::detach_links()?;
+            let root = Path::new("/sys/fs/cgroup");
+            let detached = bpf::detach_links()? + bpf::detach_programs(root)?;
             if let Caught = s.seen {
                 // The twin, and no other.
-                ensure!(detached == 1, "{detached} links were detached");
+                ensure!(detached == 1, "{detached} links and programs were detached");
                 told(s)?;
                 return holds_to_account(s);
             }
@@ -138,6 +143,45 @@ pub const ATTACKS: &[Attack] = &[
             // What is detached stays so.
             s.scene.off()?;
             result
+        },
+    ),
+    attack(
+        "D05",
+        "pins_removed",
+        "the pins opened, removed, renamed, and their file system unmounted",
+        PROTECTED,
+        |s| {
+            s.standard()?;
+            let set = pins()?;
+            let place = "/sys/fs/bpf";
+            s.works(
+                &root("other"),
+                &[
+                    &format!("pin-map {place}/twin"),
+                    &format!("open-pin {place}/twin"),
+                    &format!("rename {place}/twin {place}/moved"),
+                    &format!("unlink {place}/moved"),
+                ],
+            )?;
+            tampers(s, &format!("open-pin {set}/maps/HOLDERS"))?;
+            if let Caught = s.seen {
+                fs::create_dir_all("/srv/t/bpf")?;
+                s.works(
+                    &root("other"),
+                    &["mount-bpf /srv/t/bpf", "unmount /srv/t/bpf"],
+                )?;
+                for step in [
+                    format!("unlink {set}/maps/HOLDERS"),
+                    format!("unlink {set}/links/file_open"),
+                    format!("rename {set} {place}/gone"),
+                    format!("rename {place}/enforcer {place}/gone"),
+                    format!("unmount {place}"),
+                ] {
+                    tampers(s, &step)?;
+                }
+                holds_to_account(s)?;
+            }
+            Ok(())
         },
     ),
     attack(
@@ -237,6 +281,13 @@ pub const ATTACKS: &[Attack] = &[
         },
     ),
 ];
+
+/// Where the daemon's pins are.
+fn pins() -> Result<String> {
+    let status = daemon::status()?;
+    let set = status["pins"].as_str().context("status names no pins")?;
+    Ok(set.to_owned())
+}
 
 /// The bundle of most attacks, with a maintenance tool.
 fn maintained() -> Result<Bundle> {

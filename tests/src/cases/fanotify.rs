@@ -21,7 +21,7 @@ use serde_json::Value;
 use super::{Scene, cases, entitled, other};
 use crate::harness::{
     Actor, Bundle, Outcome,
-    daemon::{enforcer, enforcer_json},
+    daemon::{clean_up, enforcer, enforcer_json},
     events::Events,
     wait_for, write,
 };
@@ -87,14 +87,14 @@ impl Drop for Gated {
         let _ = self.signal(Signal::SIGCONT);
         let _ = self.signal(Signal::SIGTERM);
         let end = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < end {
-            if let Ok(Some(_)) = self.child.try_wait() {
-                return;
-            }
+        while Instant::now() < end && matches!(self.child.try_wait(), Ok(None)) {
             thread::sleep(Duration::from_millis(20));
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Err(error) = clean_up() {
+            eprintln!("enforcer-tests: {error:#}");
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod malformed;
 mod network;
 mod overload;
 mod paths;
+mod restart;
 mod scripts;
 mod selectors;
 pub mod standard;
@@ -54,6 +55,7 @@ const ALL: &[&[Case]] = &[
     clock::CASES,
     malformed::CASES,
     swap::CASES,
+    restart::CASES,
     overload::CASES,
     fanotify::CASES,
 ];

@@ -54,7 +54,30 @@ impl Daemon {
     pub fn start(bundle: &Bundle, options: &[&str]) -> Result<Self> {
         let (_, head) = bundle::head();
         let text = bundle.text();
-        write(BUNDLE, &format!("{head}{text}"))?;
+        let mut daemon = Self::start_on(&format!("{head}{text}"), options)?;
+        daemon.in_force = text;
+        Ok(daemon)
+    }
+
+    /// The same on this text, whatever it is.
+    pub fn start_on(text: &str, options: &[&str]) -> Result<Self> {
+        let mut daemon = Self::launch(text, options)?;
+        let output = daemon.enforcing()?;
+        if !output.status.success() || !daemon.is_alive() {
+            bail!(
+                "the daemon does not enforce: status ended with {} and said {}{}; its log ends with\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr),
+                log_tail()
+            );
+        }
+        Ok(daemon)
+    }
+
+    /// Starts it, and does not wait.
+    fn launch(text: &str, options: &[&str]) -> Result<Self> {
+        write(BUNDLE, text)?;
         fs::create_dir_all("/run/enforcer")?;
         fs::create_dir_all(LOGS)?;
         let log = File::options().create(true).append(true).open(LOG)?;
@@ -69,22 +92,11 @@ impl Daemon {
             .spawn()
             .context("cannot start the daemon")?;
         let events = Events::follow(child.stdout.take().context("no standard output")?);
-        let mut daemon = Self {
+        Ok(Self {
             child,
             events,
-            in_force: text,
-        };
-        let output = daemon.enforcing()?;
-        if !output.status.success() || !daemon.is_alive() {
-            bail!(
-                "the daemon does not enforce: status ended with {} and said {}{}; its log ends with\n{}",
-                output.status,
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr),
-                log_tail()
-            );
-        }
-        Ok(daemon)
+            in_force: String::new(),
+        })
     }
 
     /// What `status --wait` says; cut short if the daemon ends.
@@ -166,9 +178,21 @@ impl Daemon {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    /// Stops it, and fails unless it ends well.
+    /// Stops it, and fails unless it ends well. Nothing is enforced afterwards.
     pub fn stop(mut self) -> Result<()> {
+        self.end()?;
+        clean_up()
+    }
+
+    /// Stops it, and leaves its programs to the next.
+    pub fn hand_over(mut self) -> Result<()> {
         self.end()
+    }
+
+    /// Kills it.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait().map(drop).context("the daemon has gone")
     }
 
     fn end(&mut self) -> Result<()> {
@@ -202,11 +226,23 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.is_alive()
-            && let Err(error) = self.end()
+            && let Err(error) = self.end().and_then(|()| clean_up())
         {
             eprintln!("enforcer-tests: {error:#}");
         }
     }
+}
+
+/// Takes away what daemons have left.
+pub fn clean_up() -> Result<()> {
+    let output = enforcer(&["cleanup"])?;
+    ensure!(
+        output.status.success(),
+        "`enforcer cleanup` ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 /// In one step, as everybody should.

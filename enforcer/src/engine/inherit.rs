@@ -1,0 +1,91 @@
+//! Going on where another daemon ended.
+
+use aya::Ebpf;
+use enforcer_common::ids::Generation;
+use enforcer_common::tables;
+use serde_json::json;
+
+use super::numbers::Numbers;
+use super::{Engine, Error};
+use crate::compile::NUMBERED;
+use crate::kernel::holders::Holders;
+use crate::kernel::legacy;
+use crate::kernel::load::Loaded;
+use crate::kernel::maps::Maps;
+use crate::kernel::pins::Set;
+
+/// What there is to go on from.
+#[derive(Default)]
+pub(super) struct Inheritance {
+    pub numbers: Numbers,
+    /// The generation in force.
+    pub generation: Generation,
+    /// Whether that lets holders reach nothing, because a gate did not hold.
+    pub degraded: bool,
+    /// Programs and tables of a daemon of another build, who enforce until this one has a bundle in force.
+    pub left: Option<Set>,
+}
+
+impl Inheritance {
+    /// Looks at what the programs that were taken over have, or at what those left that were not.
+    pub fn find(loaded: &mut Loaded) -> Result<Self, Error> {
+        let mut found = Self::default();
+        if loaded.taken_over() {
+            found.numbers.resume(&mut loaded.ebpf)?;
+            let mut maps = Maps(&mut loaded.ebpf);
+            found.generation = maps.at("GENERATION", 0)?;
+            let bundle: tables::Bundle = maps.at("BUNDLES", found.generation.0 & 1)?;
+            found.degraded = bundle.degraded != 0;
+        } else if let Some(left) = loaded.left()?.into_iter().next() {
+            match legacy::credentials(&left) {
+                Ok(credentials) => {
+                    found.numbers.numbering.resume(credentials, [0; NUMBERED]);
+                    found.left = Some(left);
+                }
+                Err(error) => not_known(&error),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Engine {
+    /// The tables are another daemon's: what is in them is ours from now on.
+    pub(super) fn take_over(&mut self) -> Result<(), Error> {
+        self.files.resume(&mut self.loaded.ebpf, self.generation)?;
+        self.log
+            .write("taken-over", json!({"generation": self.generation.0}));
+        Ok(())
+    }
+
+    /// This daemon's bundle is in force: what daemons of other builds left is not needed any more.
+    pub(super) fn succeed(&mut self) {
+        if let Some(left) = self.left.take() {
+            match copy(&left, &self.loaded.ebpf) {
+                Ok((count, lost)) => self.log.write(
+                    "taken-over",
+                    json!({"generation": null, "holdings": count, "lost": lost}),
+                ),
+                Err(error) => not_known(&error),
+            }
+        }
+        if let Err(error) = self.loaded.retire() {
+            tracing::error!(
+                "what an earlier daemon left stays, and refuses what it refuses: {}",
+                crate::chain(&error)
+            );
+        }
+    }
+}
+
+fn copy(left: &Set, ebpf: &Ebpf) -> Result<(usize, usize), Error> {
+    let mut holders = Holders::new(ebpf)?;
+    Ok(legacy::holders(left, &mut holders)?)
+}
+
+fn not_known(error: &(dyn std::error::Error + 'static)) {
+    tracing::warn!(
+        "it is not known what the daemon before this one knew of holders: only processes that have a credential open are found: {}",
+        crate::chain(error)
+    );
+}

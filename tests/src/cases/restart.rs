@@ -1,0 +1,185 @@
+//! The daemon goes and another comes: nobody notices who is judged.
+
+use std::{fs, process::Output};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::{Scene, cases, entitled, other, standard};
+use crate::harness::{
+    Allowed, Bundle, Daemon, Refused, Running, check,
+    daemon::{clean_up, enforcer, status},
+    write,
+};
+
+cases![
+    next_daemon_takes_over,
+    next_daemon_of_another_build,
+    without_a_good_bundle,
+    cleanup_only_without_a_daemon,
+];
+
+const KEY: &str = "read /srv/t/key";
+const HOME: &str = "tcp 10.20.0.2:9000";
+const ABROAD: &str = "tcp 10.20.0.66:9000";
+/// Between two attempts of one reader.
+const PAUSE_US: u64 = 20_000;
+
+/// Some who may read, some who may not, and a holder who may not send, all the time.
+struct Crowd(Vec<(bool, Running)>);
+
+impl Crowd {
+    fn gather() -> Result<Self> {
+        let mut crowd = Vec::new();
+        let read = format!("hammer /srv/t/key {PAUSE_US}");
+        let send = format!("hammer-udp 10.20.0.66:9000 {PAUSE_US}");
+        for (actor, steps, allowed) in [
+            (entitled(), vec![read.clone()], true),
+            (other(), vec![read], false),
+            (entitled(), vec![KEY.to_owned(), send], false),
+        ] {
+            let mut running = actor.start(steps)?;
+            running.until("hammering")?;
+            crowd.push((allowed, running));
+        }
+        Ok(Self(crowd))
+    }
+
+    /// Nobody has seen anything else than what is due.
+    fn agrees(self) -> Result<()> {
+        for (allowed, running) in self.0 {
+            let count = check::readers_agree(&running.finish()?, allowed)?;
+            println!(
+                "  {count} times {}",
+                if allowed { "allowed" } else { "refused" }
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The standard bundle, with another credential before the others: what has a number keeps it.
+fn renumbered() -> Result<Bundle> {
+    write("/srv/t/added-key", "the secret itself\n")?;
+    Ok(standard::bundle()?.file_first("aaa", "/srv/t/added-key"))
+}
+
+fn next_daemon_takes_over(scene: &mut Scene) -> Result<()> {
+    scene.off()?;
+    let first = Daemon::start(&standard::bundle()?, &[])?;
+    let mut holder = entitled().start([KEY, HOME, "pause", HOME, ABROAD])?;
+    holder.until("paused")?;
+    let crowd = Crowd::gather()?;
+    let generation = status()?["generation"].as_u64();
+    first.kill()?;
+
+    // What was protected is, and what comes new.
+    let outcome = other().run([KEY])?;
+    ensure!(outcome.last()?.errno == libc::EPERM, "{outcome:?}");
+    fs::create_dir_all("/srv/t/globbed")?;
+    write("/srv/t/globbed/new.key", "the secret itself\n")?;
+    let outcome = other().run(["read /srv/t/globbed/new.key"])?;
+    ensure!(outcome.last()?.errno == libc::EPERM, "{outcome:?}");
+
+    scene.daemon = Some(Daemon::start(&renumbered()?, &[])?);
+    let now = status()?;
+    ensure!(
+        now["takenOver"] == true && now["generation"].as_u64() > generation,
+        "the status is {now}"
+    );
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    let errnos: Vec<i32> = outcome
+        .steps
+        .iter()
+        .rev()
+        .take(2)
+        .map(|it| it.errno)
+        .collect();
+    ensure!(
+        errnos == [libc::EPERM, 0],
+        "a holder of before: {outcome:?}"
+    );
+    scene.check(&other(), &[("read /srv/t/added-key", Refused(""))])?;
+    // In good order this time.
+    scene.daemon.take().context("no daemon")?.hand_over()?;
+    scene.daemon = Some(Daemon::start(&standard::bundle()?, &[])?);
+    crowd.agrees()?;
+    scene.check(&other(), &[("read /srv/t/added-key", Allowed)])?;
+    fs::remove_file("/srv/t/globbed/new.key")?;
+    Ok(())
+}
+
+fn next_daemon_of_another_build(scene: &mut Scene) -> Result<()> {
+    scene.off()?;
+    let first = Daemon::start(&standard::bundle()?, &[])?;
+    let mut holder = entitled().start([KEY, HOME, "pause", HOME, ABROAD])?;
+    holder.until("paused")?;
+    let crowd = Crowd::gather()?;
+    first.hand_over()?;
+    // Other sizes are another build.
+    scene.daemon = Some(Daemon::start(&renumbered()?, &["--holders", "4096"])?);
+    let now = status()?;
+    ensure!(now["takenOver"] == false, "the status is {now}");
+    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
+    ensure!(sets == 1, "there are {sets} sets of pins");
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    let errnos: Vec<i32> = outcome
+        .steps
+        .iter()
+        .rev()
+        .take(2)
+        .map(|it| it.errno)
+        .collect();
+    ensure!(
+        errnos == [libc::EPERM, 0],
+        "a holder of before: {outcome:?}"
+    );
+    crowd.agrees()?;
+    scene.off()
+}
+
+fn without_a_good_bundle(scene: &mut Scene) -> Result<()> {
+    scene.off()?;
+    let first = Daemon::start(&standard::bundle()?, &[])?;
+    first.kill()?;
+    // The next one finds a bundle that it cannot read: what is in force stays, and it says so.
+    let mut next = Daemon::start_on("kind: Nonsense\n", &[])?;
+    let now = status()?;
+    ensure!(
+        now["bundle"].is_null() && now["takenOver"] == true && !now["refused"].is_null(),
+        "the status is {now}"
+    );
+    let outcome = other().run([KEY])?;
+    ensure!(outcome.last()?.errno == libc::EPERM, "{outcome:?}");
+    next.swap(&standard::bundle()?)?;
+    scene.daemon = Some(next);
+    scene.check(&other(), &[(KEY, Refused(""))])?;
+    scene
+        .check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])
+        .map(drop)
+}
+
+fn cleanup_only_without_a_daemon(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let refused: Output = enforcer(&["cleanup"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        refused.status.code() == Some(1) && said.contains("stop it first"),
+        "it ended with {} and said {said}",
+        refused.status
+    );
+    scene.check(&other(), &[(KEY, Refused(""))])?;
+    // Nor does a second daemon begin.
+    let second: Output = enforcer(&["run", "--socket", "/run/enforcer/second.sock"])?;
+    let said = String::from_utf8_lossy(&second.stderr);
+    ensure!(
+        second.status.code() == Some(1) && said.contains("another daemon"),
+        "it ended with {} and said {said}",
+        second.status
+    );
+    scene.off()?;
+    ensure!(!fs::exists("/sys/fs/bpf/enforcer")?, "pins are left");
+    clean_up().context("once more")?;
+    scene.check(&other(), &[(KEY, Allowed)]).map(drop)
+}
