@@ -59,6 +59,15 @@ enum Command {
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
     },
+    /// Kill daemons at any moment of their lives, under readers and senders for whom that makes no difference
+    Kills {
+        /// How many
+        #[arg(long, default_value_t = 1_000)]
+        count: u64,
+        /// Where the random moments start
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Print docs/coverage.md
     Coverage,
     /// Tell the story
@@ -117,6 +126,9 @@ fn main() -> ExitCode {
             return apart(false, |shared| {
                 attacks::soak::run(&filter, how_long, shared)
             });
+        }
+        Command::Kills { count, seed } => {
+            return apart(false, |_| cases::kills::run(count, seed));
         }
         Command::Coverage => {
             print!("{}", attacks::coverage::table());

@@ -168,15 +168,17 @@ fn set_up(interface: &str) -> Result<()> {
     Ok(())
 }
 
-/// Keeps those who connect waiting, so that their sends block, until a datagram says that it may read.
+/// Keeps those who connect waiting, so that their sends block, until a datagram names their port.
 fn listen_slowly(address: SocketAddr) -> Result<()> {
     let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
     udp.set_read_timeout(Some(Duration::from_secs(30)))?;
     thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
-            // One at a time: so it is known for whom the datagram is.
-            let _ = udp.recv_from(&mut [0; 1024]);
+            let port = stream.peer_addr().map_or(0, |from| from.port());
+            // What was meant for an earlier one is no matter; without any it goes on in the end.
+            let mut told = [0; 2];
+            while udp.recv_from(&mut told).is_ok() && u16::from_be_bytes(told) != port {}
             // It ends when the other side ends it.
             thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
         }

@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -23,6 +25,8 @@ use super::{clock, sys};
 pub const DIRECTORY: &str = "/sys/fs/bpf/enforcer";
 /// Where a bpffs is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
+/// Programs that nothing holds any more have ended by then.
+const ENDS_WITHIN: Duration = Duration::from_secs(30);
 /// What a set is called that is not whole. The kernel allows no dots in such names.
 const UNFINISHED: &str = "new";
 
@@ -47,6 +51,11 @@ pub enum Error {
     /// The root of the cgroups is not there.
     #[error(transparent)]
     Root(#[from] at_root::Error),
+    /// Programs without a link go on.
+    #[error(
+        "programs go on {ENDS_WITHIN:?} after their pins were removed; does something else hold them (bpftool prog)?"
+    )]
+    GoOn,
     /// What is attached there cannot be found out or taken off.
     #[error("cannot take programs off the cgroup root")]
     Sweep(#[source] io::Error),
@@ -192,8 +201,9 @@ impl Set {
         Ok(ids)
     }
 
-    /// Takes it away. Without its links its programs end; those on the root of the cgroups do not.
+    /// Takes it away, and waits until its programs have ended; those on the root of the cgroups do not.
     pub fn remove(&self) -> Result<(), Error> {
+        let programs = self.programs()?;
         for directory in [self.links(), self.maps()] {
             for name in names_in(&directory)? {
                 let path = directory.join(name);
@@ -201,7 +211,29 @@ impl Set {
             }
             fs::remove_dir(&directory).map_err(failed("remove", &directory))?;
         }
-        fs::remove_dir(&self.0).map_err(failed("remove", &self.0))
+        fs::remove_dir(&self.0).map_err(failed("remove", &self.0))?;
+        // The kernel takes a link off some time after its last name has gone, and then ends its program.
+        let end = Instant::now() + ENDS_WITHIN;
+        while programs.iter().any(|id| sys::program(*id).is_ok()) {
+            if Instant::now() > end {
+                return Err(Error::GoOn);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// The numbers of the programs that have links.
+    fn programs(&self) -> Result<Vec<u32>, Error> {
+        let mut ids = Vec::new();
+        for (name, link) in self.kept()? {
+            let info = sys::link_info(link.as_fd());
+            ids.push(
+                info.map_err(failed("read", &self.links().join(name)))?
+                    .prog_id,
+            );
+        }
+        Ok(ids)
     }
 
     fn maps(&self) -> PathBuf {

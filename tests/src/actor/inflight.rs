@@ -2,7 +2,7 @@
 
 use std::{
     io::{IoSlice, Write as _},
-    net::{SocketAddr, TcpListener, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     thread,
     time::{Duration, Instant},
@@ -134,6 +134,11 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
     let buffer: &'static mut [u8] = Vec::leak(vec![0; length]);
     let (start, length) = (buffer.as_mut_ptr().addr(), buffer.len());
     let connection = fd.try_clone().map_err(|error| errno(&error))?;
+    let connection = TcpStream::from(connection);
+    let port = connection
+        .local_addr()
+        .map_err(|error| errno(&error))?
+        .port();
     let sender = thread::spawn(move || {
         // SAFETY: the buffer is never freed; the other thread changes it meanwhile, which is the attack, and
         // the kernel copies whatever is there.
@@ -151,24 +156,24 @@ fn straddle(words: &mut Words, zero_copy: bool) -> nix::Result<Done> {
         // SAFETY: within the buffer, whose length is a multiple of the payload's.
         unsafe { ((start + at) as *mut u8).copy_from(PAYLOAD.as_ptr(), PAYLOAD.len()) };
     }
-    word.write(1)?;
+    word.write(port.into())?;
     let result: nix::Result<()> = sender.join().map_err(|_| Errno::ECANCELED)?;
     ended(waker)?;
     drain(&connection)?;
     result.map(|()| Done::default())
 }
 
-/// Tells the slow one to read, once somebody says so: a process of its own, which holds nothing.
+/// Tells the slow one to read from the port that somebody says: a process of its own, which holds nothing.
 fn wake(word: &EventFd, slow: SocketAddr) -> nix::Result<()> {
     unistd::alarm::set(PATIENCE_SECS);
-    word.read()?;
+    let port = word.read()? as u16;
     let socket = UdpSocket::bind("0.0.0.0:0").map_err(|error| errno(&error))?;
-    let sent = socket.send_to(b"go on", slow);
+    let sent = socket.send_to(&port.to_be_bytes(), slow);
     sent.map(drop).map_err(|error| errno(&error))
 }
 
 /// Waits until all was acknowledged, or the connection is no more: the end of the process would cut it off.
-fn drain(connection: &OwnedFd) -> nix::Result<()> {
+fn drain(connection: &TcpStream) -> nix::Result<()> {
     let end = Instant::now() + DRAINED;
     let mut queued: libc::c_int = 1;
     while queued > 0 && is_established(connection)? && Instant::now() < end {
@@ -181,7 +186,7 @@ fn drain(connection: &OwnedFd) -> nix::Result<()> {
     Ok(())
 }
 
-fn is_established(connection: &OwnedFd) -> nix::Result<bool> {
+fn is_established(connection: &TcpStream) -> nix::Result<bool> {
     /// `TCP_ESTABLISHED`.
     const ESTABLISHED: u8 = 1;
     // The first byte of `struct tcp_info` is the state.

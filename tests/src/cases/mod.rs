@@ -16,6 +16,7 @@ mod clock;
 mod fanotify;
 mod holders;
 mod kill;
+pub mod kills;
 mod malformed;
 mod network;
 mod overload;

@@ -1,6 +1,6 @@
 //! The daemon goes and another comes: nobody notices who is judged.
 
-use std::{fs, process::Output};
+use std::{fs, process::Output, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,14 +21,16 @@ cases![
 const KEY: &str = "read /srv/t/key";
 const HOME: &str = "tcp 10.20.0.2:9000";
 const ABROAD: &str = "tcp 10.20.0.66:9000";
+/// However long it takes.
+const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two attempts of one reader.
 const PAUSE_US: u64 = 20_000;
 
 /// Some who may read, some who may not, and a holder who may not send, all the time.
-struct Crowd(Vec<(bool, Running)>);
+pub(super) struct Crowd(Vec<(bool, Running)>);
 
 impl Crowd {
-    fn gather() -> Result<Self> {
+    pub fn gather() -> Result<Self> {
         let mut crowd = Vec::new();
         let read = format!("hammer /srv/t/key {PAUSE_US}");
         let send = format!("hammer-udp 10.20.0.66:9000 {PAUSE_US}");
@@ -38,6 +40,7 @@ impl Crowd {
             (entitled(), vec![KEY.to_owned(), send], false),
         ] {
             let mut running = actor.start(steps)?;
+            running.patiently(PATIENCE);
             running.until("hammering")?;
             crowd.push((allowed, running));
         }
@@ -45,7 +48,7 @@ impl Crowd {
     }
 
     /// Nobody has seen anything else than what is due.
-    fn agrees(self) -> Result<()> {
+    pub fn agrees(self) -> Result<()> {
         for (allowed, running) in self.0 {
             let count = check::readers_agree(&running.finish()?, allowed)?;
             println!(
@@ -58,7 +61,7 @@ impl Crowd {
 }
 
 /// The standard bundle, with another credential before the others: what has a number keeps it.
-fn renumbered() -> Result<Bundle> {
+pub(super) fn renumbered() -> Result<Bundle> {
     write("/srv/t/added-key", "the secret itself\n")?;
     Ok(standard::bundle()?.file_first("aaa", "/srv/t/added-key"))
 }

@@ -75,7 +75,12 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Starts it, and does not wait.
+    /// Starts it on this bundle with these options, and does not wait.
+    pub fn launch_with(bundle: &Bundle, options: &[&str]) -> Result<Self> {
+        let (_, head) = bundle::head();
+        Self::launch(&format!("{head}{}", bundle.text()), options)
+    }
+
     fn launch(text: &str, options: &[&str]) -> Result<Self> {
         write(BUNDLE, text)?;
         fs::create_dir_all("/run/enforcer")?;
