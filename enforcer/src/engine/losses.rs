@@ -18,6 +18,8 @@ pub(super) struct Unaccounted {
 
 impl Engine {
     pub(super) fn report_losses(&mut self) {
+        let nameless = std::mem::take(&mut self.nameless);
+        self.unwritten(nameless);
         for ring in Ring::ALL {
             let index = *ring as usize;
             let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
@@ -98,7 +100,7 @@ impl Engine {
         }
     }
 
-    /// Tells of records that arrived and will not be written, because the daemon stops.
+    /// Tells of records that arrived and will not be written: because the daemon stops, or has no bundle yet.
     pub fn unwritten(&mut self, count: usize) {
         if count > 0 {
             self.log.write(

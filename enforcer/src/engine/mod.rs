@@ -141,6 +141,8 @@ pub struct Engine {
     passed_over: PassedOver,
     /// Records for which a table had no room, since this was last told.
     table_full: u64,
+    /// Uses that could not be told, since this was last said.
+    nameless: usize,
     /// For whom something held could not be recorded.
     unaccounted: Unaccounted,
     early_holders: usize,
@@ -194,6 +196,7 @@ impl Engine {
             lost: [0; 3],
             passed_over: PassedOver::default(),
             table_full: 0,
+            nameless: 0,
             unaccounted: Unaccounted::default(),
             early_holders: 0,
             mounts: BTreeSet::new(),
@@ -511,6 +514,8 @@ impl Engine {
     /// Writes the event of a use.
     pub fn used(&mut self, record: &Use) {
         let Some(in_force) = &self.in_force else {
+            // It was decided by what an earlier daemon put in force, and nobody knows the names.
+            self.nameless += 1;
             return;
         };
         let credential = in_force.policy.credential_info.get(&record.credential);
@@ -659,7 +664,13 @@ impl Engine {
             );
         }
         self.report_losses();
-        self.log.write("stopped", json!({}));
+        let stays = self.loaded.pinned.is_some();
+        if stays {
+            tracing::info!(
+                "the programs go on without a daemon, until the next one or `enforcer cleanup`"
+            );
+        }
+        self.log.write("stopped", json!({"stillEnforced": stays}));
     }
 }
 

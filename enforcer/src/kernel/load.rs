@@ -391,35 +391,65 @@ fn start_pinned(
         return start_tier(options, tier, daemon);
     };
     let build = build(options, tier);
-    let (mut loaded, set, taken_over) = match take_over(options, tier, taken, &build)? {
-        Some((loaded, set)) => (loaded, set, true),
-        None => {
+    remove_unfinished(taken)?;
+    let started = match take_over(options, tier, taken, &build)? {
+        Some((loaded, set)) => take_office(loaded, taken, set, daemon),
+        None => start_anew(options, tier, daemon, taken, &build),
+    };
+    let (mut loaded, set, taken_over) = match started {
+        Ok(started) => started,
+        Err(error) => {
             remove_unfinished(taken)?;
-            let set = taken.begin()?;
-            (load_tier(options, tier, Some(&set))?, set, false)
+            return Err(error);
         }
     };
-    for other in taken.sets()?.iter().filter(|other| **other != set) {
-        legacy::announce(other, daemon)?;
-    }
-    begin(&mut loaded, daemon)?;
-    if !taken_over {
-        attach(&mut loaded, Some(&set))?;
-    }
-    see(&mut loaded)?;
     let (directory, _) = capture(&mut loaded.ebpf, taken.directory()).map_err(Box::new)?;
     Maps(&mut loaded.ebpf).set("PINS", 0, directory[0].inode)?;
-    let set = if taken_over {
-        set
-    } else {
-        taken.finish(&set, &build)?
-    };
     loaded.pinned = pins.take().map(|pins| Pinned {
         pins,
         set,
         taken_over,
     });
     Ok(loaded)
+}
+
+/// From now on this daemon has what another has left.
+fn take_office(
+    mut loaded: Loaded,
+    pins: &Pins,
+    set: Set,
+    daemon: Tgid,
+) -> Result<(Loaded, Set, bool), Error> {
+    announce(pins, &set, daemon)?;
+    begin(&mut loaded, daemon)?;
+    see(&mut loaded)?;
+    Ok((loaded, set, true))
+}
+
+/// Programs of its own for this daemon, beside those of others.
+fn start_anew(
+    options: &Options,
+    tier: Tier,
+    daemon: Tgid,
+    pins: &Pins,
+    build: &str,
+) -> Result<(Loaded, Set, bool), Error> {
+    let set = pins.begin()?;
+    let mut loaded = load_tier(options, tier, Some(&set))?;
+    announce(pins, &set, daemon)?;
+    begin(&mut loaded, daemon)?;
+    attach(&mut loaded, Some(&set))?;
+    see(&mut loaded)?;
+    let set = pins.finish(&set, build)?;
+    Ok((loaded, set, false))
+}
+
+/// Tells the programs of others.
+fn announce(pins: &Pins, own: &Set, daemon: Tgid) -> Result<(), Error> {
+    for other in pins.sets()?.iter().filter(|other| *other != own) {
+        legacy::announce(other, daemon)?;
+    }
+    Ok(())
 }
 
 /// Tells programs of the same object, tier and sizes from others.

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
+use nix::sys::signal::Signal;
 
 use crate::harness::{
     ALICE, Actor, Allowed, BOB, Bundle, Cgroup, Daemon, Event, Expect, Killed, Outside, Refused,
@@ -87,6 +88,7 @@ pub fn run() -> Result<bool> {
     stage.other_paths()?;
     stage.expiry()?;
     stage.kill(tomorrow)?;
+    stage.without_a_daemon(tomorrow)?;
     stage.end()
 }
 
@@ -163,6 +165,15 @@ impl Stage {
 
     /// Somebody runs a command that must be refused to read the key.
     fn refused(&mut self, command: &str) -> Result<()> {
+        self.refused_before(command, |_| Ok(()))
+    }
+
+    /// The same, and this happens before it is told.
+    fn refused_before(
+        &mut self,
+        command: &str,
+        happens: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         println!("    $ {command}");
         let latest = |daemon: &Daemon| {
             daemon.events.find(|event| {
@@ -180,6 +191,7 @@ impl Stage {
         for line in said.lines() {
             println!("      {}", self.paint.bad(line));
         }
+        happens(self)?;
         let event = wait_for("an event", || {
             latest(&self.daemon).filter(|event| Some(&event.0) != before.as_ref())
         });
@@ -254,6 +266,18 @@ impl Stage {
         self.daemon.swap(&bundle("kill", until))?;
         self.service(&[READ, (API, Allowed)])?;
         self.service(&[READ, (ELSEWHERE, Killed)])
+    }
+
+    fn without_a_daemon(&mut self, until: Timestamp) -> Result<()> {
+        self.heading("The daemon is killed: what it put into the kernel stays, and the next tells");
+        println!("    $ kill -9 {}", self.daemon.pid());
+        self.daemon.signal(Signal::SIGKILL)?;
+        wait_for("its end", || (!self.daemon.is_alive()).then_some(()))?;
+        self.refused_before(&format!("su bob -c 'cat {KEY}'"), |stage| {
+            println!("    $ enforcer run --bundle /etc/enforcer/bundle.yaml &");
+            stage.daemon = Daemon::start(&bundle("kill", until), &[])?;
+            Ok(())
+        })
     }
 
     fn end(self) -> Result<bool> {
