@@ -171,6 +171,7 @@ fn set_up(interface: &str) -> Result<()> {
 /// Keeps those who connect waiting, so that their sends block, until a datagram names their port.
 fn listen_slowly(address: SocketAddr) -> Result<()> {
     let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    look_for_the_dead(&tcp)?;
     let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
     udp.set_read_timeout(Some(Duration::from_secs(30)))?;
     thread::spawn(move || {
@@ -183,6 +184,16 @@ fn listen_slowly(address: SocketAddr) -> Result<()> {
             thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
         }
     });
+    Ok(())
+}
+
+/// Ends the connections that this accepts when the other side has gone without a word, as one does whose packets are
+/// refused.
+fn look_for_the_dead(listener: &TcpListener) -> Result<()> {
+    socket::setsockopt(listener, sockopt::KeepAlive, &true)?;
+    socket::setsockopt(listener, sockopt::TcpKeepIdle, &5)?;
+    socket::setsockopt(listener, sockopt::TcpKeepInterval, &1)?;
+    socket::setsockopt(listener, sockopt::TcpKeepCount, &3)?;
     Ok(())
 }
 
@@ -200,6 +211,7 @@ fn listen(address: SocketAddr, counts: &Counts) -> Result<()> {
         )
     };
     ensure!(set == 0, "no TCP fast open: {}", io::Error::last_os_error());
+    look_for_the_dead(&tcp)?;
     let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
     let (tcp_counts, udp_counts) = (Arc::clone(counts), Arc::clone(counts));
     thread::spawn(move || {
