@@ -161,6 +161,8 @@ offsets! {
     mm_env_end = "mm_struct".["env_end"],
     /// Address a message is sent to.
     msg_name = "msghdr".["msg_name"],
+    /// What is in a pipe, as long as somebody has it open.
+    inode_pipe = "inode".["i_pipe"],
     /// Number of a map.
     map_id = "bpf_map".["id"],
     /// What is not needed for running a program.

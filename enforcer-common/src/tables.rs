@@ -661,7 +661,7 @@ sizes! {
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 592,
+    crate::layout::Offsets = 600,
     crate::iterate::Wanted = 8,
     CgroupId = 8,
     Generation = 4,

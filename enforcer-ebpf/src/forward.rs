@@ -105,6 +105,15 @@ pub fn read_pipe(file: u64) {
     took(inode(file), through::PIPE);
 }
 
+/// An open file of the pipe with the inode at a kernel address was closed. With the last one goes what is in the pipe;
+/// one with a name can be opened again.
+#[inline(always)]
+pub fn closed_pipe(inode: u64) {
+    if read::<u64>(inode + offset!(inode_pipe)) == 0 {
+        freed(inode);
+    }
+}
+
 /// The current task received something by the unix socket at a kernel address.
 #[inline(always)]
 pub fn received(socket: u64) {

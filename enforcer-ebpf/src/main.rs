@@ -488,6 +488,13 @@ pub fn fifo_pipe_read(ctx: FExitContext) -> i32 {
     0
 }
 
+/// `int pipe_release(struct inode *inode, struct file *file)`
+#[fexit(function = "pipe_release")]
+pub fn pipe_release(ctx: FExitContext) -> i32 {
+    forward::closed_pipe(ctx.arg::<*const u8>(0) as u64);
+    0
+}
+
 /// `long do_splice(struct file *in, loff_t *off_in, struct file *out, loff_t *off_out, size_t len,
 /// unsigned int flags)`: before the bytes are where somebody can read them, and after they have come.
 #[fentry(function = "do_splice")]

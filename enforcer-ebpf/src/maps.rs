@@ -93,6 +93,7 @@ pub static OFFSETS: Offsets = Offsets {
     mm_env_start: 0,
     mm_env_end: 0,
     msg_name: 0,
+    inode_pipe: 0,
     map_id: 0,
     program_aux: 0,
     program_id: 0,

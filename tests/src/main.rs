@@ -68,6 +68,12 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// A pod, a service and a session at work beside each other: nothing leaks, is lost or left
+    Mixed {
+        /// For so long
+        #[arg(long, default_value_t = 30)]
+        minutes: u64,
+    },
     /// Print docs/coverage.md
     Coverage,
     /// Tell the story
@@ -129,6 +135,10 @@ fn main() -> ExitCode {
         }
         Command::Kills { count, seed } => {
             return apart(false, |_| cases::kills::run(count, seed));
+        }
+        Command::Mixed { minutes } => {
+            let how_long = Duration::from_secs(60 * minutes);
+            return apart(false, |_| cases::mixed::run(how_long));
         }
         Command::Coverage => {
             print!("{}", attacks::coverage::table());

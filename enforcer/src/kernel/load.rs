@@ -149,11 +149,12 @@ const HOOKS: &[Hook] = &[
     Hook::gate("sb_umount", "sb_umount", "security_sb_umount"),
 ];
 
-/// Programs that see what comes out of pipes and unix sockets, and goes from one to another, and the kernel functions
-/// that they are on. Of two names the newer kernels have the second; what a kernel has no function for is left out.
+/// Programs that see what comes out of pipes and unix sockets and goes from one to another, and that pipes are closed,
+/// and the kernel functions that they are on. Of two names the newer kernels have the second; what a kernel has no function for is left out.
 const FOLLOWING: &[(&str, &[&str])] = &[
     ("pipe_read", &["pipe_read", "anon_pipe_read"]),
     ("fifo_pipe_read", &["fifo_pipe_read"]),
+    ("pipe_release", &["pipe_release"]),
     ("splice_begins", &["do_splice"]),
     ("splice_ends", &["do_splice"]),
     ("tee_begins", &["do_tee"]),

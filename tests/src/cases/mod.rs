@@ -18,6 +18,7 @@ mod holders;
 mod kill;
 pub mod kills;
 mod malformed;
+pub mod mixed;
 mod network;
 mod overload;
 mod paths;

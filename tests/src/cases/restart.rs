@@ -13,11 +13,13 @@ use crate::harness::{
 
 cases![
     next_daemon_takes_over,
-    next_daemon_of_another_build,
     without_a_good_bundle,
+    next_daemon_of_another_build,
     cleanup_only_without_a_daemon,
 ];
 
+/// Other sizes are another build.
+const ANOTHER_BUILD: &[&str] = &["--holders", "4096"];
 const KEY: &str = "read /srv/t/key";
 const HOME: &str = "tcp 10.20.0.2:9000";
 const ABROAD: &str = "tcp 10.20.0.66:9000";
@@ -66,14 +68,30 @@ pub(super) fn renumbered() -> Result<Bundle> {
     Ok(standard::bundle()?.file_first("aaa", "/srv/t/added-key"))
 }
 
-fn next_daemon_takes_over(scene: &mut Scene) -> Result<()> {
-    scene.off()?;
-    let first = Daemon::start(&standard::bundle()?, &[])?;
+/// Holds the key, and waits.
+fn holder() -> Result<Running> {
     let mut holder = entitled().start([KEY, HOME, "pause", HOME, ABROAD])?;
     holder.until("paused")?;
+    Ok(holder)
+}
+
+/// It may go where it might before, and nowhere else.
+fn is_still_held(mut holder: Running) -> Result<()> {
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    let last: Vec<i32> = (outcome.steps.iter().rev().take(2))
+        .map(|step| step.errno)
+        .collect();
+    ensure!(last == [libc::EPERM, 0], "a holder of before: {outcome:?}");
+    Ok(())
+}
+
+fn next_daemon_takes_over(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let holder = holder()?;
     let crowd = Crowd::gather()?;
     let generation = status()?["generation"].as_u64();
-    first.kill()?;
+    scene.daemon.take().context("no daemon")?.kill()?;
 
     // What was protected is, and what comes new.
     let outcome = other().run([KEY])?;
@@ -89,19 +107,7 @@ fn next_daemon_takes_over(scene: &mut Scene) -> Result<()> {
         now["takenOver"] == true && now["generation"].as_u64() > generation,
         "the status is {now}"
     );
-    holder.go_on()?;
-    let outcome = holder.finish()?;
-    let errnos: Vec<i32> = outcome
-        .steps
-        .iter()
-        .rev()
-        .take(2)
-        .map(|it| it.errno)
-        .collect();
-    ensure!(
-        errnos == [libc::EPERM, 0],
-        "a holder of before: {outcome:?}"
-    );
+    is_still_held(holder)?;
     scene.check(&other(), &[("read /srv/t/added-key", Refused(""))])?;
     // In good order this time.
     scene.daemon.take().context("no daemon")?.hand_over()?;
@@ -112,40 +118,9 @@ fn next_daemon_takes_over(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-fn next_daemon_of_another_build(scene: &mut Scene) -> Result<()> {
-    scene.off()?;
-    let first = Daemon::start(&standard::bundle()?, &[])?;
-    let mut holder = entitled().start([KEY, HOME, "pause", HOME, ABROAD])?;
-    holder.until("paused")?;
-    let crowd = Crowd::gather()?;
-    first.hand_over()?;
-    // Other sizes are another build.
-    scene.daemon = Some(Daemon::start(&renumbered()?, &["--holders", "4096"])?);
-    let now = status()?;
-    ensure!(now["takenOver"] == false, "the status is {now}");
-    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
-    ensure!(sets == 1, "there are {sets} sets of pins");
-    holder.go_on()?;
-    let outcome = holder.finish()?;
-    let errnos: Vec<i32> = outcome
-        .steps
-        .iter()
-        .rev()
-        .take(2)
-        .map(|it| it.errno)
-        .collect();
-    ensure!(
-        errnos == [libc::EPERM, 0],
-        "a holder of before: {outcome:?}"
-    );
-    crowd.agrees()?;
-    scene.off()
-}
-
 fn without_a_good_bundle(scene: &mut Scene) -> Result<()> {
-    scene.off()?;
-    let first = Daemon::start(&standard::bundle()?, &[])?;
-    first.kill()?;
+    scene.standard()?;
+    scene.daemon.take().context("no daemon")?.kill()?;
     // The next one finds a bundle that it cannot read: what is in force stays, and it says so.
     let mut next = Daemon::start_on("kind: Nonsense\n", &[])?;
     let now = status()?;
@@ -161,6 +136,20 @@ fn without_a_good_bundle(scene: &mut Scene) -> Result<()> {
     scene
         .check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])
         .map(drop)
+}
+
+fn next_daemon_of_another_build(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let holder = holder()?;
+    let crowd = Crowd::gather()?;
+    scene.daemon.take().context("no daemon")?.hand_over()?;
+    scene.daemon = Some(Daemon::start(&renumbered()?, ANOTHER_BUILD)?);
+    let now = status()?;
+    ensure!(now["takenOver"] == false, "the status is {now}");
+    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
+    ensure!(sets == 1, "there are {sets} sets of pins");
+    is_still_held(holder)?;
+    crowd.agrees()
 }
 
 fn cleanup_only_without_a_daemon(scene: &mut Scene) -> Result<()> {

@@ -15,6 +15,7 @@ cases![
     shells_hand_secrets_on,
     a_session_goes_on_with_other_work,
     pipes_of_others_stay_what_they_are,
+    a_named_pipe_forgets,
     a_sidecar_renders_a_configuration,
     a_log_pipeline,
 ];
@@ -210,6 +211,26 @@ fn pipes_of_others_stay_what_they_are(scene: &mut Scene) -> Result<()> {
     ensure!(outcome.last()?.errno == 0, "{}", check::summary(&outcome));
     let after = labels()?;
     ensure!(after <= before, "{before} labels became {after}");
+    Ok(())
+}
+
+/// What was in it goes when nobody has it open any more; it can be used for something else.
+fn a_named_pipe_forgets(scene: &mut Scene) -> Result<()> {
+    scene.on(&plain())?;
+    let fifo = "/srv/t/named";
+    let through = run(&format!(
+        "mkfifo {fifo}; {PROGRAMS}/entitled cat {KEY} > {fifo} & cat < {fifo} > /dev/null; wait"
+    ))?;
+    let send = format!("{PROGRAMS}/other tcp {}", peer::FORBIDDEN);
+    let later = run(&format!(
+        "echo hello > {fifo} & read T < {fifo}; rm {fifo}; {send}"
+    ))?;
+    ensure!(
+        later.last()?.errno == 0,
+        "{}, and before that {}",
+        check::summary(&later),
+        check::summary(&through)
+    );
     Ok(())
 }
 
