@@ -86,9 +86,9 @@ pub fn run() -> Result<bool> {
     stage.normal_use()?;
     stage.theft()?;
     stage.other_paths()?;
+    stage.without_a_daemon(tomorrow)?;
     stage.expiry()?;
     stage.kill(tomorrow)?;
-    stage.without_a_daemon(tomorrow)?;
     stage.end()
 }
 
@@ -247,6 +247,18 @@ impl Stage {
         Ok(())
     }
 
+    fn without_a_daemon(&mut self, until: Timestamp) -> Result<()> {
+        self.heading("The daemon is killed: what it put into the kernel stays, and the next tells");
+        println!("    $ kill -9 {}", self.daemon.pid());
+        self.daemon.signal(Signal::SIGKILL)?;
+        wait_for("its end", || (!self.daemon.is_alive()).then_some(()))?;
+        self.refused_before(&format!("su bob -c 'cat {KEY}'"), |stage| {
+            println!("    $ enforcer run --bundle /etc/enforcer/bundle.yaml &");
+            stage.daemon = Daemon::start(&bundle("block", until), &[])?;
+            Ok(())
+        })
+    }
+
     fn expiry(&mut self) -> Result<()> {
         let until = Timestamp::now() + LASTS;
         self.heading(&format!("A new bundle: the entitlement ends at {until:.0}"));
@@ -266,18 +278,6 @@ impl Stage {
         self.daemon.swap(&bundle("kill", until))?;
         self.service(&[READ, (API, Allowed)])?;
         self.service(&[READ, (ELSEWHERE, Killed)])
-    }
-
-    fn without_a_daemon(&mut self, until: Timestamp) -> Result<()> {
-        self.heading("The daemon is killed: what it put into the kernel stays, and the next tells");
-        println!("    $ kill -9 {}", self.daemon.pid());
-        self.daemon.signal(Signal::SIGKILL)?;
-        wait_for("its end", || (!self.daemon.is_alive()).then_some(()))?;
-        self.refused_before(&format!("su bob -c 'cat {KEY}'"), |stage| {
-            println!("    $ enforcer run --bundle /etc/enforcer/bundle.yaml &");
-            stage.daemon = Daemon::start(&bundle("kill", until), &[])?;
-            Ok(())
-        })
     }
 
     fn end(self) -> Result<bool> {
