@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use enforcer::bundle::{self, LoadError};
 use enforcer::control::{self, Ask, Request};
 use enforcer::kernel::tier::Tier;
-use enforcer::kernel::{load, pins::Pins, probe};
+use enforcer::kernel::{load, pins, probe};
 use enforcer_common::capacity;
 use serde_json::Value;
 
@@ -267,10 +267,9 @@ fn start(settings: Settings) -> ExitCode {
 }
 
 fn clean_up() -> ExitCode {
-    let cleaned = Pins::take().and_then(|pins| pins.map_or(Ok(0), Pins::clean_up));
-    match cleaned {
-        Ok(0) => println!("nothing enforces here"),
-        Ok(_) => println!("nothing enforces here any more"),
+    match pins::clean_up() {
+        Ok(false) => println!("nothing enforces here"),
+        Ok(true) => println!("nothing enforces here any more"),
         Err(error) => return failed(&enforcer::chain(&error)),
     }
     ExitCode::SUCCESS

@@ -82,18 +82,24 @@ impl Pins {
                 return Ok(None);
             }
         }
-        let directory = PathBuf::from(DIRECTORY);
+        let directory = Path::new(DIRECTORY);
         let make = || {
-            fs::create_dir_all(&directory)?;
-            fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
-            File::open(&directory)
+            fs::create_dir_all(directory)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
         };
-        let opened = make().map_err(failed("make", &directory))?;
+        make().map_err(failed("make", directory))?;
+        Self::lock().map(Some)
+    }
+
+    /// Takes the directory that is there.
+    fn lock() -> Result<Self, Error> {
+        let directory = PathBuf::from(DIRECTORY);
+        let opened = File::open(&directory).map_err(failed("open", &directory))?;
         match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Some(Self {
+            Ok(lock) => Ok(Self {
                 directory,
                 _lock: lock,
-            })),
+            }),
             Err((_, Errno::EWOULDBLOCK)) => Err(Error::Busy),
             Err((_, error)) => Err(failed("lock", &directory)(error.into())),
         }
@@ -128,18 +134,25 @@ impl Pins {
         let sets = names.into_iter().map(|name| Set(self.directory.join(name)));
         Ok(sets.collect())
     }
+}
 
-    /// Takes everything away. Nothing is enforced afterwards.
-    pub fn clean_up(self) -> Result<usize, Error> {
-        let sets = self.sets()?;
-        let count = sets.len();
-        Root::open()?.sweep(|_| false).map_err(Error::Sweep)?;
-        for set in sets {
+/// Takes everything away that daemons have left, with pins or without. Returns whether there was anything.
+pub fn clean_up() -> Result<bool, Error> {
+    let pins = if Path::new(DIRECTORY).exists() {
+        Some(Pins::lock()?)
+    } else {
+        None
+    };
+    let root = Root::open()?;
+    let attached = !root.ours().map_err(Error::Sweep)?.is_empty();
+    root.sweep(|_| false).map_err(Error::Sweep)?;
+    if let Some(pins) = &pins {
+        for set in pins.sets()? {
             set.remove()?;
         }
-        fs::remove_dir(&self.directory).map_err(failed("remove", &self.directory))?;
-        Ok(count)
+        fs::remove_dir(&pins.directory).map_err(failed("remove", &pins.directory))?;
     }
+    Ok(attached || pins.is_some())
 }
 
 /// The pins of one daemon's programs.
