@@ -38,6 +38,8 @@ enum Command {
         #[arg(long)]
         brief: bool,
     },
+    /// Hand secrets on by Debian's Python, git, ssh and docker, where the guest has them (`xtask vm --tools`)
+    Tools,
     /// Try the ways round the enforcer, each next to its harmless twin
     Attacks {
         /// The tier that the daemon is told to use; without, it chooses
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Act { steps } => return actor::main(steps),
         Command::Guest { filter, brief } => return apart(false, |_| cases::run(&filter, brief)),
+        Command::Tools => return apart(false, |_| cases::run_with_tools()),
         Command::Attacks {
             tier,
             filter,

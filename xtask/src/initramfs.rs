@@ -80,24 +80,23 @@ const FILES: &[(&str, &str)] = &[
 
 /// What differs from guest to guest.
 pub struct Contents<'a> {
-    /// The archive with the kernel's modules.
-    pub modules: Option<&'a Path>,
+    /// Archives to begin with: the kernel's modules, and others' programs.
+    pub archives: &'a [PathBuf],
     /// Directories whose files come into `/share`.
     pub share: &'a [PathBuf],
     /// The shell script to run.
     pub command: &'a str,
 }
 
-/// Writes the initramfs. Kernels unpack several archives one after the other, so the modules' archive
-/// goes in as it is.
+/// Writes the initramfs. Kernels unpack several archives one after the other, so others go in as they are.
 pub fn write(to: &Path, contents: &Contents<'_>) -> Result<()> {
     let file = File::create(to).with_context(|| format!("cannot create {}", to.display()))?;
     let mut out = BufWriter::new(file);
-    if let Some(modules) = contents.modules {
-        let mut modules_file =
-            File::open(modules).with_context(|| format!("cannot open {}", modules.display()))?;
-        io::copy(&mut modules_file, &mut out)
-            .with_context(|| format!("cannot copy {}", modules.display()))?;
+    for path in contents.archives {
+        let mut archive =
+            File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        io::copy(&mut archive, &mut out)
+            .with_context(|| format!("cannot copy {}", path.display()))?;
     }
     let mut archive = Archive::new(out);
     base(&mut archive)?;

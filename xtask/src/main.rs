@@ -14,6 +14,7 @@ mod setup;
 mod tally;
 mod test;
 mod toolchain;
+mod tools;
 mod vm;
 
 use std::process::ExitCode;

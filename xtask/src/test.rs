@@ -30,6 +30,9 @@ const CASES_IN_BRIEF: &str = "enforcer-tests guest --brief";
 /// Only this: allowed, refused while the programs are attached, allowed again.
 const FIRST_CASE: &str = "enforcer-tests guest --filter attach_and_detach";
 
+/// Secrets through Python, git, ssh and docker.
+const TOOLS: &str = "enforcer-tests tools";
+
 /// Suites to run on a kernel (`None`: this machine's own) and tier.
 type Row = (Option<&'static str>, &'static str, &'static [&'static str]);
 
@@ -38,7 +41,7 @@ const USUAL: &[Row] = &[
     (Some("6.1"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
     (Some("newest"), "lsm", &[ATTACKS, REPLAY, CASES_IN_BRIEF]),
     (Some("5.10"), "modify-return", &[ATTACKS]),
-    (Some("6.12"), "lsm", &[REPLAY, CASES_IN_BRIEF]),
+    (Some("6.12"), "lsm", &[REPLAY, CASES_IN_BRIEF, TOOLS]),
     (Some("6.12"), "fanotify", &[ATTACKS]),
     (Some("5.10"), "lsm", &[REPLAY, FIRST_CASE]),
     (Some("6.18"), "lsm", &[PROBE, REPLAY, FIRST_CASE]),
@@ -47,9 +50,9 @@ const USUAL: &[Row] = &[
 
 /// All of it: every kernel that is promised has its row for the `lsm` tier.
 const EVERYTHING: &[Row] = &[
-    (Some("5.10"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
+    (Some("5.10"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES, TOOLS]),
     (Some("6.1"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
-    (Some("6.12"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
+    (Some("6.12"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES, TOOLS]),
     (Some("6.18"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
     (Some("newest"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
     (Some("5.10"), "modify-return", &[ATTACKS]),
@@ -321,6 +324,7 @@ fn run_suites(job: &Job, filter: Option<&str>, log: &Path) -> Result<()> {
         timeout: GUEST_TIMEOUT_SECS,
         // A list without `bpf`: there the other tiers are what there is.
         lsm: (job.tier != "lsm").then(|| LSM_WITHOUT_BPF.to_owned()),
+        tools: job.suites.contains(&TOOLS),
         ..vm::Options::for_kernel(kernel.clone())
     };
     let outcome = vm::run(&options, &command, out)?;

@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     cmd, initramfs,
     kernels::{self, Kernel, Wanted},
-    modules, paths,
+    modules, paths, tools,
 };
 
 /// The exit status that says that the guest failed, not the command in it.
@@ -68,6 +68,9 @@ pub struct Options {
         allow_hyphen_values = true
     )]
     pub append: String,
+    /// Debian's Python, git, ssh and docker for the guest
+    #[arg(long)]
+    pub tools: bool,
     /// Count instructions as time on one processor, for measurements that repeat
     #[arg(long)]
     pub icount: bool,
@@ -84,6 +87,7 @@ impl Options {
             cpus: 2,
             timeout: 900,
             append: String::new(),
+            tools: false,
             icount: false,
         }
     }
@@ -198,12 +202,15 @@ pub fn status(outcome: Result<Outcome>) -> u8 {
 /// Boots a guest, runs the shell script `command` in it and copies its output to `out` as it comes.
 pub fn run(options: &Options, command: &str, out: impl Write + Send) -> Result<Outcome> {
     let kernel = kernels::get(&options.kernel)?;
-    let modules = modules::archive(&kernel)?;
+    let mut archives: Vec<PathBuf> = modules::archive(&kernel)?.into_iter().collect();
+    if options.tools {
+        archives.push(tools::archive()?);
+    }
     let run = RunDir::create()?;
     initramfs::write(
         &run.path("initrd"),
         &initramfs::Contents {
-            modules: modules.as_deref(),
+            archives: &archives,
             share: &options.share,
             command,
         },

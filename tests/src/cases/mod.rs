@@ -28,6 +28,7 @@ mod selectors;
 pub mod standard;
 mod swap;
 mod terms;
+mod tools;
 
 /// One case.
 pub struct Case {
@@ -169,9 +170,18 @@ pub fn other() -> Actor {
 
 /// Runs all cases with `filter` in their names, in brief or not. The result is whether all went well.
 pub fn run(filter: &str, brief: bool) -> Result<bool> {
+    run_those(ALL, filter, brief)
+}
+
+/// Runs the cases for guests with Debian's Python, git, ssh and docker.
+pub fn run_with_tools() -> Result<bool> {
+    run_those(&[tools::CASES], "", false)
+}
+
+fn run_those(cases: &[&[Case]], filter: &str, brief: bool) -> Result<bool> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let mut scene = Scene::set_up(brief);
-    for case in ALL.iter().copied().flatten() {
+    for case in cases.iter().copied().flatten() {
         if !case.name.contains(filter) {
             continue;
         }

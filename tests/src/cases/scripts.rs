@@ -104,7 +104,7 @@ fn run(script: &str) -> Result<crate::harness::Outcome> {
     root("other").run([format!("shell {script}")])
 }
 
-fn arrived(scene: &mut Scene, at: &str) -> Result<u64> {
+pub(super) fn arrived(scene: &mut Scene, at: &str) -> Result<u64> {
     let counts = scene.outside.counts()?;
     Ok(counts
         .get(&format!("tcp {at}"))
@@ -152,7 +152,7 @@ fn travels(scene: &mut Scene, script: &str, hands: &[&str]) -> Result<()> {
 }
 
 /// The event of a process's refusal names the way: read by the entitled program, and then from hand to hand.
-fn way(scene: &mut Scene, pid: u32, hands: &[&str]) -> Result<()> {
+pub(super) fn way(scene: &mut Scene, pid: u32, hands: &[&str]) -> Result<()> {
     let events = scene.daemon()?.events.clone();
     let event = wait_for("the event", || {
         events.find(|event| event.is_denial() && event.pid() == u64::from(pid))
