@@ -1,7 +1,7 @@
 //! The world outside: a process in a network namespace of its own that counts the bytes that reach it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, BufRead as _, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
@@ -9,7 +9,7 @@ use std::{
     process::Command,
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -37,6 +37,8 @@ pub const BASELINE: &str = "10.20.0.53:9000";
 /// Hands out secrets, as a cloud's metadata service does.
 pub const ENDPOINT: &str = "10.20.0.80:80";
 
+/// Who is not named by then goes on all the same.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Accepts, and reads only after it was sent a datagram.
 pub const SLOW: &str = "10.20.0.66:9001";
 /// Where clouds hand out secrets.
@@ -173,15 +175,32 @@ fn listen_slowly(address: SocketAddr) -> Result<()> {
     let tcp = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     look_for_the_dead(&tcp)?;
     let udp = UdpSocket::bind(address).with_context(|| format!("cannot bind to {address}"))?;
-    udp.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let named = Arc::<Mutex<BTreeSet<u16>>>::default();
+    let names = Arc::clone(&named);
+    thread::spawn(move || {
+        let mut port = [0; 2];
+        while udp.recv_from(&mut port).is_ok() {
+            if let Ok(mut names) = names.lock() {
+                names.insert(u16::from_be_bytes(port));
+            }
+        }
+    });
     thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
-            let port = stream.peer_addr().map_or(0, |from| from.port());
-            // What was meant for an earlier one is no matter; without any it goes on in the end.
-            let mut told = [0; 2];
-            while udp.recv_from(&mut told).is_ok() && u16::from_be_bytes(told) != port {}
-            // It ends when the other side ends it.
-            thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
+            // One that has ended meanwhile comes from nowhere.
+            let Ok(from) = stream.peer_addr() else {
+                continue;
+            };
+            let named = Arc::clone(&named);
+            thread::spawn(move || {
+                let is_named = || (named.lock()).is_ok_and(|mut it| it.remove(&from.port()));
+                let end = Instant::now() + PATIENCE;
+                while !is_named() && Instant::now() < end {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                // It ends when the other side ends it.
+                io::copy(&mut stream, &mut io::sink())
+            });
         }
     });
     Ok(())
