@@ -13,7 +13,7 @@ use nix::{
     errno::Errno,
     net::if_::if_nametoindex,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType},
+    sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, sockopt},
 };
 
 use super::{Counts, add};
@@ -21,6 +21,8 @@ use crate::actor::PAYLOAD;
 
 /// A frame may be as long as the two ends of a pair of devices agree on.
 const LONGEST: usize = 1 << 17;
+/// Bytes of frames that wait to be looked at.
+const QUEUE: usize = 16 << 20;
 
 /// What it saw.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ pub fn start(interface: &str) -> Result<Seen> {
         SockProtocol::EthAll,
     )
     .context("cannot make a packet socket")?;
+    // More than what is let go at once.
+    socket::setsockopt(&fd, sockopt::RcvBufForce, &QUEUE).context("cannot have a long queue")?;
     let index = i32::try_from(if_nametoindex(interface)?)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
