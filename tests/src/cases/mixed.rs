@@ -200,7 +200,12 @@ fn hands_on(scene: &mut Scene, from: Kind, to: Kind, number: u64) -> Result<()> 
         events.find(|event| event.is_denial() && event.pid() == u64::from(pid))
     })?;
     let way = denial.0["path"].as_array().map_or(0, Vec::len);
-    ensure!(way >= 2, "the way is not told: {}", denial.0);
+    ensure!(
+        way >= 2,
+        "the way is not told: {}; the taker: {}",
+        denial.0,
+        check::summary(&outcome)
+    );
     drop((giver, taker));
     fs::metadata(FIFO).map(drop).context("the FIFO has gone")
 }
