@@ -408,6 +408,10 @@ pub fn weigh<T: Tables + ?Sized>(
     let Some(grants) = tables.grants(&key) else {
         return best.0;
     };
+    let Some(bundle) = tables.bundle() else {
+        return best.0;
+    };
+    let stale = less(now.0, bundle.fresh_until.0) ^ 1;
     let mut covered = u64::MAX;
     if transport != 0 {
         covered = u64::from(tables.covers(grants.scope, address, transport));
@@ -425,11 +429,22 @@ pub fn weigh<T: Tables + ?Sized>(
     ]);
     let mut slot = 0;
     while let Some(grant) = grants.grants.get(slot as usize) {
-        let open = less(now.0, grant.valid_until.0);
+        let flags = u64::from(grant.flags);
+        let lapsed = stale & (flags / u64::from(Grant::STALE_ENDS));
+        let in_time = less(now.0, grant.valid_until.0);
+        let open = in_time & (lapsed ^ 1);
         let begun = less(now.0, grant.valid_from.0) ^ 1;
         let rank = ranks >> (8 * (open << 2 | begun << 1 | (covered >> slot & 1))) & 0xff;
+        // What was taken back says nothing else any more.
+        let revoked = flags & u64::from(Grant::REVOKED);
+        let rank = rank ^ (rank ^ Rank::denied(Reason::Revoked)) & all_ones(revoked);
+        // It would still permit, had anything been heard.
+        let monitors = lapsed & (flags / u64::from(Grant::STALE_MONITORS));
+        let monitored = monitors & in_time & begun & covered >> slot & (revoked ^ 1);
+        let mode = grant.mode & (monitored as u8 ^ 1);
         let unused = all_ones(less(slot, u64::from(grants.count)) ^ 1);
-        best = best.or(Rank(Rank::of(rank, grant).0 | unused));
+        let found = Rank::new(rank, mode, grant.action, grant.entitlement);
+        best = best.or(Rank(found.0 | unused));
         slot = opaque(slot + 1);
     }
     best.0

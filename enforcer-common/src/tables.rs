@@ -53,6 +53,8 @@ impl<T: Copy> Versioned<T> {
 pub struct Bundle {
     /// When the bundle itself expires.
     pub expires: BootNs,
+    /// Until when it is known that nothing newer has been issued; the daemon moves it while the bundle is in force.
+    pub fresh_until: BootNs,
     /// Which generation this describes; 0 before the first bundle.
     pub generation: Generation,
     /// Destinations that every holder may reach.
@@ -244,8 +246,19 @@ pub struct Grant {
     pub mode: u8,
     /// An [`Action`](crate::verdict::Action).
     pub action: u8,
+    /// [`Grant::REVOKED`] and the others.
+    pub flags: u8,
     /// Always 0.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
+}
+
+impl Grant {
+    /// It has been taken back.
+    pub const REVOKED: u8 = 1;
+    /// It ends with [`Bundle::fresh_until`].
+    pub const STALE_ENDS: u8 = 2;
+    /// With [`Grant::STALE_ENDS`]: what only it covered is permitted then, and recorded.
+    pub const STALE_MONITORS: u8 = 4;
 }
 
 word_key!(
@@ -633,7 +646,7 @@ sizes! {
     Versioned<CredentialId> = 12,
     Versioned<IdentityId> = 12,
     Versioned<ScopeId> = 12,
-    Bundle = 32,
+    Bundle = 40,
     Credential = 4,
     CredentialKey = 8,
     SubjectKey = 40,

@@ -8,7 +8,7 @@ use enforcer_common::capacity::HELD_PER_HOLDER;
 use enforcer_common::decide;
 use enforcer_common::ids::{BootNs, CredentialId, ScopeId};
 use enforcer_common::tables::{Bundle, Credential, Grant, Grants, Subject};
-use enforcer_common::verdict::{Reason, Verdict};
+use enforcer_common::verdict::{Mode, Reason, Verdict};
 use proptest::prelude::*;
 use world::{DESTINATIONS, Selector, World, WorldTables, destination, program, world};
 
@@ -108,7 +108,25 @@ impl Oracle<'_> {
     }
 
     fn in_force(&self, grant: &Grant) -> bool {
-        grant.valid_from <= self.world.now && self.world.now < grant.valid_until
+        grant.flags & Grant::REVOKED == 0
+            && grant.valid_from <= self.world.now
+            && self.world.now < self.end_of(grant)
+    }
+
+    /// When it ends: its own end, or where it may not outlive what is known, the end of that.
+    fn end_of(&self, grant: &Grant) -> BootNs {
+        match grant.flags & Grant::STALE_ENDS {
+            0 => grant.valid_until,
+            _ => grant.valid_until.min(self.bundle.fresh_until),
+        }
+    }
+
+    /// Whether it is monitored now, and would permit had anything been heard.
+    fn only_stale(&self, grant: &Grant) -> bool {
+        let good = Grant { flags: 0, ..*grant };
+        grant.flags & (Grant::REVOKED | Grant::STALE_MONITORS) == Grant::STALE_MONITORS
+            && self.world.now >= self.bundle.fresh_until
+            && self.in_force(&good)
     }
 
     fn covers(&self, scope: ScopeId, slot: usize, to: usize) -> bool {
@@ -127,7 +145,9 @@ impl Oracle<'_> {
     fn reasons(&self, credential: u32, to: Option<usize>) -> BTreeSet<Reason> {
         let mut reasons = BTreeSet::new();
         for (_, _, grant) in self.entitlements(credential) {
-            reasons.insert(if self.world.now >= grant.valid_until {
+            reasons.insert(if grant.flags & Grant::REVOKED != 0 {
+                Reason::Revoked
+            } else if self.world.now >= self.end_of(grant) {
                 Reason::Expired
             } else if self.world.now < grant.valid_from {
                 Reason::NotYetValid
@@ -252,7 +272,9 @@ enum Tightening {
     Begin(u32, u32, usize, u64),
     Shrink(usize, usize, u32),
     Exclusive(u32),
+    Revoke(u32, u32, usize),
     Expire(u64),
+    Stale(u64),
     Degrade,
     NoBaseline,
     DropSubject(prop::sample::Index),
@@ -269,7 +291,9 @@ fn tightening() -> impl Strategy<Value = Tightening> {
         (pair(), 0..4_usize, 0..10_u64).prop_map(|((s, c), slot, at)| Begin(s, c, slot, at)),
         (0..4_usize, 0..DESTINATIONS, 0..16_u32).prop_map(|(s, to, bits)| Shrink(s, to, bits)),
         (1..4_u32).prop_map(Exclusive),
+        (pair(), 0..4_usize).prop_map(|((s, c), slot)| Revoke(s, c, slot)),
         (0..10_u64).prop_map(Expire),
+        (0..10_u64).prop_map(Stale),
         Just(Degrade),
         Just(NoBaseline),
         any::<prop::sample::Index>().prop_map(DropSubject),
@@ -308,6 +332,16 @@ fn tighten(world: &mut World, change: &Tightening) {
         Tightening::Expire(at) => {
             if let Some(bundle) = &mut world.bundle {
                 bundle.expires = bundle.expires.min(BootNs(*at));
+            }
+        }
+        Tightening::Revoke(subject, credential, slot) => {
+            if let Some(grants) = world.grants.get_mut(&(*subject, *credential)) {
+                grants.grants[*slot].flags |= Grant::REVOKED;
+            }
+        }
+        Tightening::Stale(at) => {
+            if let Some(bundle) = &mut world.bundle {
+                bundle.fresh_until = bundle.fresh_until.min(BootNs(*at));
             }
         }
         Tightening::Degrade => {
@@ -388,11 +422,19 @@ proptest! {
     fn invariant_mode_and_action_are_somebodys(world in world(), what in any_use()) {
         let verdict = decide(&world, what);
         if let (true, Some(bundle)) = (verdict.governed(), &world.bundle) {
-            let all = world.grants.values().flat_map(|grants| &grants.grants);
-            let named = all.clone().find(|grant| grant.entitlement == verdict.entitlement());
+            let oracle = Oracle { world: &world, bundle };
+            let all = world.grants.values().flat_map(|grants| {
+                grants.grants.iter().enumerate().map(move |(slot, grant)| (grants.scope, slot, grant))
+            });
+            let named = all.clone().find(|(_, _, grant)| grant.entitlement == verdict.entitlement());
             let (mode, action) = match named {
-                Some(grant) if verdict.denied() != Some(Reason::WrongExecutable) => {
-                    (grant.mode, grant.action)
+                Some((scope, slot, grant)) if verdict.denied() != Some(Reason::WrongExecutable) => {
+                    let covered = match what {
+                        Use::Reach(to) => oracle.covers(scope, slot, to),
+                        _ => true,
+                    };
+                    let monitored = oracle.only_stale(grant) && covered;
+                    (grant.mode * u8::from(!monitored), grant.action)
                 }
                 _ => (bundle.mode, bundle.action),
             };
@@ -417,6 +459,17 @@ proptest! {
         }
         let after = decide(&tighter, what);
         prop_assert!(before.denied().is_none() || after.denied().is_some(), "{before:?} became {after:?}");
+    }
+
+    /// What was refused is refused all the same once governance has not been heard of for too long.
+    #[test]
+    fn invariant_staleness_never_permits(world in world(), what in any_use(), at in 0..10_u64) {
+        let refused = |verdict: Verdict| verdict.denied().is_some() && verdict.mode() == Mode::Enforce;
+        let before = decide(&world, what);
+        let mut stale = world.clone();
+        tighten(&mut stale, &Tightening::Stale(at));
+        let after = decide(&stale, what);
+        prop_assert!(!refused(before) || refused(after), "{before:?} became {after:?}");
     }
 
     /// Who holds nothing goes anywhere, unrecorded.

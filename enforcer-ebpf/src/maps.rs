@@ -152,6 +152,10 @@ pub static HANDED_OVER: Array<u32> = Array::with_max_entries(1, 0);
 pub static CREDENTIAL_NUMBERS: HashMap<NameDigest, CredentialId> =
     HashMap::with_max_entries(capacity::CREDENTIAL_NUMBERS, BPF_F_NO_PREALLOC);
 
+/// What governance had in force here: what anchors the trust, the version, the last revocation; likewise.
+#[map]
+pub static GOVERNED: Array<u64> = Array::with_max_entries(3, 0);
+
 /// The last number given to anything else, and the last generation, likewise.
 #[map]
 pub static LAST_NUMBERS: Array<u32> = Array::with_max_entries(capacity::NUMBERED + 1, 0);

@@ -1,6 +1,6 @@
 //! The `enforcer` daemon, as a library: everything but the command line.
 
-pub mod bundle;
+pub use enforcer_bundle as bundle;
 pub mod canary;
 pub mod compile;
 pub mod control;

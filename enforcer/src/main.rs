@@ -1,6 +1,7 @@
 //! The `enforcer` command line.
 
 mod cli;
+mod governed;
 mod run;
 
 use std::process::ExitCode;

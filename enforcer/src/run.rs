@@ -6,17 +6,22 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use enforcer::bundle::Labels;
 use enforcer::control::{Request, question};
 use enforcer::engine::Engine;
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
 use enforcer::record::Log;
+use enforcer_governance::client::Order;
+use enforcer_governance::spool::Spool;
 use notify::{RecursiveMode, Watcher as _};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+
+use crate::governed::{Governance, Governed};
 
 /// How often the canaries are tried.
 const CANARY_EVERY: Duration = Duration::from_secs(1);
@@ -29,8 +34,12 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// What to run with.
 pub struct Settings {
-    /// The bundle: a file or a directory.
-    pub bundle: PathBuf,
+    /// The node's name.
+    pub node: String,
+    /// Its labels.
+    pub labels: Labels,
+    /// Where the bundle comes from.
+    pub source: Source,
     /// Whether known locations of credentials are denied as long as there is no bundle.
     pub require_bundle: bool,
     /// A file for the events, besides standard output.
@@ -39,6 +48,14 @@ pub struct Settings {
     pub kernel: Options,
     /// The control socket; the canaries' files lie beside it.
     pub socket: PathBuf,
+}
+
+/// Where the bundle comes from.
+pub enum Source {
+    /// A file or a directory.
+    File(PathBuf),
+    /// A governance server.
+    Governance(Governance),
 }
 
 /// How long records that came before the stop are still written; the rest is counted.
@@ -52,9 +69,23 @@ pub async fn run(settings: Settings) -> Result<()> {
     let directory = settings.socket.parent().unwrap_or(Path::new("/run"));
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let log = Log::new(settings.event_log.as_deref())
-        .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
-    let mut engine = Engine::new(&settings.kernel, settings.bundle, directory, log)?;
+    let evidence = match &settings.source {
+        Source::File(_) => None,
+        Source::Governance(governance) => Some(governance.evidence()?),
+    };
+    let reader = evidence.as_ref().map(Spool::reader);
+    let log = Log::new(
+        settings.node.clone(),
+        settings.event_log.as_deref(),
+        evidence,
+    )
+    .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
+    let (file, governance) = match settings.source {
+        Source::File(path) => (Some(path), None),
+        Source::Governance(governance) => (None, Some(governance)),
+    };
+    let labels = settings.labels.clone();
+    let mut engine = Engine::new(&settings.kernel, file, labels, directory, log)?;
 
     let (records, mut recorded) = rings::channels();
     rings::start(engine.ebpf(), &records)?;
@@ -85,6 +116,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     if settings.require_bundle {
         engine.require_bundle()?;
     }
+    let mut governed = match governance {
+        None => None,
+        Some(governance) => Some(
+            governance
+                .start(&mut engine, settings.node, settings.labels, reader)
+                .await?,
+        ),
+    };
     engine.reload().await;
     engine.prove().await;
     watched.follow(&engine);
@@ -100,14 +139,16 @@ pub async fn run(settings: Settings) -> Result<()> {
                 watched.follow(&engine);
             }
             Some((request, answer)) = asked.recv() => {
-                let _ = answer.send(respond(&mut engine, &request));
+                let _ = answer.send(respond(&mut engine, governed.as_ref(), &request));
             }
             Some(()) = changed.recv() => {
                 tokio::time::sleep(SETTLE).await;
                 let mut paths = watched.take();
                 while changed.try_recv().is_ok() {}
                 paths.extend(watched.take());
-                if paths.iter().any(|path| path.starts_with(engine.source())) {
+                let source = engine.source().map(Path::to_owned);
+                let concerns = |path: &PathBuf| source.as_ref().is_some_and(|it| path.starts_with(it));
+                if paths.iter().any(concerns) {
                     engine.reload().await;
                     engine.prove().await;
                 } else {
@@ -121,7 +162,18 @@ pub async fn run(settings: Settings) -> Result<()> {
                     engine.reapply().await;
                 }
             }
-            _ = canary.tick() => engine.prove().await,
+            Some(order) = ordered(&mut governed) => {
+                if let Some(governed) = &governed {
+                    governed.obey(&mut engine, order).await;
+                }
+                watched.follow(&engine);
+            }
+            _ = canary.tick() => {
+                engine.prove().await;
+                if let Some(governed) = &governed {
+                    governed.tell(&engine);
+                }
+            }
             _ = tick.tick() => engine.tick().await,
             _ = reconcile.tick() => engine.reconcile(),
             Some(change) = recorded.changes.recv() => match change {
@@ -190,14 +242,12 @@ impl Watched {
     /// Watches what the engine now depends on.
     fn follow(&mut self, engine: &Engine) {
         let mut files: BTreeSet<PathBuf> = engine.executables().into_iter().collect();
-        files.insert(engine.source().to_owned());
+        files.extend(engine.source().map(Path::to_owned));
         let mut directories: BTreeSet<PathBuf> = files
             .iter()
             .filter_map(|file| file.parent().map(Path::to_owned))
             .collect();
-        if engine.source().is_dir() {
-            directories.insert(engine.source().to_owned());
-        }
+        directories.extend(engine.source().filter(|it| it.is_dir()).map(Path::to_owned));
         for directory in directories.difference(&self.directories.clone()) {
             match self.watcher.watch(directory, RecursiveMode::NonRecursive) {
                 Ok(()) => {
@@ -221,9 +271,21 @@ impl Watched {
     }
 }
 
-fn respond(engine: &mut Engine, request: &Request) -> Value {
+/// The next order of governance; never, if there is none to be had.
+async fn ordered(governed: &mut Option<Governed>) -> Option<Order> {
+    match governed {
+        Some(governed) => governed.orders.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn respond(engine: &mut Engine, governed: Option<&Governed>, request: &Request) -> Value {
     match request {
-        Request::Status => engine.status(),
+        Request::Status => {
+            let mut status = engine.status();
+            status["governance"] = json!(governed.map(Governed::link));
+            status
+        }
         Request::Tables => engine.tables(),
         Request::Explain(ask) => {
             let identity = ask

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use enforcer::bundle::{OnExpiry, parse};
-use enforcer::compile::{CompileError, Numbering, Reserved, changed, compile};
+use enforcer::compile::{CompileError, Facts, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
 use enforcer_common::tables::{Credential, SocketName, Subject};
@@ -469,7 +469,7 @@ fn sockets_and_variables_are_credentials() {
 
 #[test]
 fn the_same_bundle_changes_nothing() {
-    let sample = include_str!("bundles/good/sample.yaml");
+    let sample = include_str!("../../enforcer-bundle/tests/bundles/good/sample.yaml");
     let parse = |text: &str| parse(&[("sample.yaml".into(), text.to_owned())]).expect("right");
     let mut numbering = Numbering::default();
     let mut next =
@@ -492,4 +492,35 @@ fn the_same_bundle_changes_nothing() {
     }
     assert_eq!(first.credentials, third.credentials);
     assert_eq!(first.watch, third.watch);
+}
+
+#[test]
+fn the_known_locations_are_a_bundle_that_fits() {
+    let bundle = match enforcer::bundle::known() {
+        Ok(bundle) => bundle,
+        Err(mistakes) => panic!("{mistakes}"),
+    };
+    assert!(bundle.workloads.is_empty() && bundle.entitlements.is_empty());
+    assert!(bundle.trusted.is_empty() && bundle.baseline.is_empty());
+    assert_eq!(bundle.metadata.version, 0);
+    let policy = compile(&bundle, &Facts::default(), &mut Numbering::default(), &[]);
+    let policy = match policy {
+        Ok(policy) => policy,
+        Err(error) => panic!("{error}"),
+    };
+    for (path, denied) in [
+        ("/root/.ssh/id_ed25519", true),
+        ("/home/ada/.aws/credentials", true),
+        ("/home/ada/.kube/config", true),
+        ("/etc/ssl/private/site/key.pem", true),
+        ("/run/docker.sock", true),
+        ("/home/ada/.ssh/known_hosts", false),
+        // Without these nobody gets in to bring the bundle.
+        ("/etc/shadow", false),
+        ("/etc/ssh/ssh_host_ed25519_key", false),
+        ("/var/lib/kubelet/pki/kubelet-client-current.pem", false),
+    ] {
+        let found = policy.credential_of(Path::new(path));
+        assert_eq!(found.is_some(), denied, "{path}");
+    }
 }

@@ -14,6 +14,7 @@ fn files_that_the_documents_name_exist() {
         "README.md",
         "docs/architecture.md",
         "docs/bundle.md",
+        "docs/governance.md",
         "docs/limits.md",
     ] {
         let text = std::fs::read_to_string(root().join(document)).expect(document);

@@ -161,22 +161,33 @@ fn moment() -> impl Strategy<Value = BootNs> {
 fn bundle() -> impl Strategy<Value = Bundle> {
     let expires = prop_oneof![1 => (0..10_u64).prop_map(BootNs), 3 => Just(BootNs::NEVER)];
     let degraded = prop_oneof![7 => Just(0_u8), 1 => Just(1)];
-    (expires, 0..4_u32, 0..2_u8, 0..2_u8, 0..2_u8, degraded).prop_map(
-        |(expires, baseline, mode, action, on_expiry, degraded)| Bundle {
-            expires,
-            generation: GENERATION,
-            baseline: ScopeId(baseline.saturating_sub(2)),
-            mode,
-            action,
-            on_expiry,
-            inbound_permitted: 0,
-            masks: 0,
-            environment: 0,
-            degraded,
-            follows: 0,
-            zero: 0,
-        },
+    let fresh = prop_oneof![1 => (0..10_u64).prop_map(BootNs), 2 => Just(BootNs::NEVER)];
+    (
+        expires,
+        fresh,
+        0..4_u32,
+        0..2_u8,
+        0..2_u8,
+        0..2_u8,
+        degraded,
     )
+        .prop_map(
+            |(expires, fresh_until, baseline, mode, action, on_expiry, degraded)| Bundle {
+                expires,
+                fresh_until,
+                generation: GENERATION,
+                baseline: ScopeId(baseline.saturating_sub(2)),
+                mode,
+                action,
+                on_expiry,
+                inbound_permitted: 0,
+                masks: 0,
+                environment: 0,
+                degraded,
+                follows: 0,
+                zero: 0,
+            },
+        )
 }
 
 fn subject() -> impl Strategy<Value = Subject> {
@@ -189,14 +200,21 @@ fn subject() -> impl Strategy<Value = Subject> {
 }
 
 fn grants() -> impl Strategy<Value = Grants> {
-    let grant = (moment(), moment(), 0..2_u8, 0..2_u8);
+    let flags = prop_oneof![
+        5 => Just(0_u8),
+        1 => Just(Grant::REVOKED),
+        1 => Just(Grant::STALE_ENDS),
+        1 => Just(Grant::STALE_ENDS | Grant::STALE_MONITORS),
+        1 => Just(Grant::REVOKED | Grant::STALE_ENDS | Grant::STALE_MONITORS),
+    ];
+    let grant = (moment(), moment(), 0..2_u8, 0..2_u8, flags);
     (0..4_u32, prop::collection::vec(grant, 1..=4)).prop_map(|(scope, all)| {
         let mut grants = Grants {
             scope: ScopeId(scope),
             count: all.len() as u32,
             ..Grants::default()
         };
-        for (slot, (from, until, mode, action)) in grants.grants.iter_mut().zip(all) {
+        for (slot, (from, until, mode, action, flags)) in grants.grants.iter_mut().zip(all) {
             *slot = Grant {
                 // Most windows have begun.
                 valid_from: BootNs(from.0 % 8),
@@ -204,7 +222,8 @@ fn grants() -> impl Strategy<Value = Grants> {
                 entitlement: EntitlementId(0),
                 mode,
                 action,
-                reserved: [0; 2],
+                flags,
+                reserved: 0,
             };
         }
         grants

@@ -10,7 +10,7 @@ use enforcer_common::verdict;
 use super::scopes::{Scopes, Spec};
 use super::subjects::Row;
 use super::{CompileError, EntitlementInfo, Facts, Numbering, Reserved, action, mode};
-use crate::bundle::{Bundle, Entitlement, Inbound, Source};
+use crate::bundle::{Bundle, Entitlement, Inbound, OnStale, Source};
 
 /// One entitlement, ready for the tables.
 struct Right {
@@ -188,8 +188,23 @@ fn grant(
         entitlement: numbering.entitlement(&entitlement.id)?,
         mode: mode(entitlement.mode.unwrap_or(defaults.mode)) as u8,
         action: action(entitlement.action.unwrap_or(defaults.action)) as u8,
-        reserved: [0; 2],
+        flags: flags(bundle, entitlement),
+        reserved: 0,
     })
+}
+
+fn flags(bundle: &Bundle, entitlement: &Entitlement) -> u8 {
+    let stale = match entitlement.on_stale.unwrap_or(bundle.defaults.on_stale) {
+        OnStale::Keep => 0,
+        OnStale::Monitor => Grant::STALE_ENDS | Grant::STALE_MONITORS,
+        OnStale::Deny => Grant::STALE_ENDS,
+    };
+    let revoked = if entitlement.revoked {
+        Grant::REVOKED
+    } else {
+        0
+    };
+    stale | revoked
 }
 
 /// The entitlement of a reserved credential. Where no program has it, it only says how denials are enforced.
@@ -207,7 +222,8 @@ fn canary(
             entitlement: numbering.entitlement(&reserved.id)?,
             mode: verdict::Mode::Enforce as u8,
             action: verdict::Action::Block as u8,
-            reserved: [0; 2],
+            flags: 0,
+            reserved: 0,
         },
         scope: Vec::new(),
         info: EntitlementInfo {

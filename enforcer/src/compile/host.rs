@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use enforcer_common::address::Address;
-use enforcer_common::ids::{CredentialId, Generation, PortSetId, ScopeId};
+use enforcer_common::ids::{BootNs, CredentialId, Generation, PortSetId, ScopeId};
 use enforcer_common::tables::{
     Bundle, Credential, CredentialKey, GrantKey, Grants, Holder, HolderKey, PortKey, ScopeKey,
     Subject, SubjectKey, Tables,
@@ -42,6 +42,13 @@ impl HostTables {
             scopes: policy.scopes.clone().into_iter().collect(),
             ports: policy.ports.clone().into_iter().collect(),
             holders: HashMap::new(),
+        }
+    }
+
+    /// Until when it is known that nothing newer has been issued; for ever, unless this says otherwise.
+    pub fn set_fresh_until(&mut self, moment: BootNs) {
+        if let Some(bundle) = &mut self.bundle {
+            bundle.fresh_until = moment;
         }
     }
 

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use enforcer_common::address::Address;
-use enforcer_common::ids::{CredentialId, Generation};
+use enforcer_common::ids::{BootNs, CredentialId, Generation};
 use enforcer_common::tables::{self, EndpointKey, SocketName};
 use enforcer_common::verdict;
 
@@ -82,6 +82,7 @@ pub fn compile(
     let mut policy = Policy {
         bundle: tables::Bundle {
             expires: facts.clock.until(bundle.metadata.expires_at),
+            fresh_until: BootNs::NEVER,
             generation: Generation(0),
             baseline,
             mode: mode(bundle.defaults.mode) as u8,
@@ -149,6 +150,7 @@ fn with_declassified(bundle: &Bundle, facts: &Facts) -> Bundle {
             exclusive: false,
             follow: false,
             sources,
+            nodes: bundle::Labels::new(),
         });
     }
     bundle

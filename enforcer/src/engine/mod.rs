@@ -1,5 +1,6 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
+mod governed;
 mod inherit;
 mod losses;
 mod numbers;
@@ -18,9 +19,10 @@ use enforcer_common::ids::{CgroupId, ExecutableKey, Generation, IdentityId, Inod
 use enforcer_common::iterate::HolderRecord;
 use enforcer_common::tables::{Cgroup, Credential, Holder, Versioned};
 use enforcer_common::verdict::Action;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::bundle::{Bundle, LoadError};
+use crate::bundle::{Bundle, Labels, LoadError};
 use crate::canary::{self, Canaries};
 use crate::compile::{CompileError, Facts, HostTables, Policy, compile};
 use crate::fanotify::{self, Places, ReadGate};
@@ -119,7 +121,12 @@ pub struct Engine {
     own: Own,
     /// Answers permission events, where those gate the reads.
     gate: Option<ReadGate>,
-    source: PathBuf,
+    /// Where the bundle is read from, unless governance brings it.
+    source: Option<PathBuf>,
+    /// The node's, which say what of a bundle in a file concerns it.
+    labels: Labels,
+    /// Until when it is known that nothing newer has been issued. `None`: nobody says.
+    fresh_until: Option<Timestamp>,
     numbers: Numbers,
     clock: Keeper,
     names: Names,
@@ -154,7 +161,8 @@ impl Engine {
     /// Loads and attaches the programs. Nothing is protected yet.
     pub fn new(
         options: &load::Options,
-        source: PathBuf,
+        source: Option<PathBuf>,
+        labels: Labels,
         directory: &Path,
         log: Log,
     ) -> Result<Self, Error> {
@@ -180,6 +188,8 @@ impl Engine {
             own,
             gate,
             source,
+            labels,
+            fresh_until: None,
             numbers: inheritance.numbers,
             clock: Keeper::new(),
             names: Names::default(),
@@ -220,9 +230,9 @@ impl Engine {
         }
     }
 
-    /// Where the bundle is read from.
-    pub fn source(&self) -> &Path {
-        &self.source
+    /// Where the bundle is read from, unless governance brings it.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
     }
 
     /// The executables the bundle in force selects by, and the daemon's own.
@@ -279,15 +289,22 @@ impl Engine {
 
     /// Reads the bundle again and applies it, whole or not at all.
     pub async fn reload(&mut self) {
-        let result = match crate::bundle::load(&self.source) {
-            Ok(bundle) => self.apply(Arc::new(bundle)).await,
+        let Some(source) = self.source.clone() else {
+            self.reapply().await;
+            return self.stand_in().await;
+        };
+        let result = match crate::bundle::load(&source) {
+            Ok(mut bundle) => {
+                bundle.keep_for(&self.labels);
+                self.apply(Arc::new(bundle)).await
+            }
             Err(error) => Err(Error::Bundle(error)),
         };
         match result {
             Ok(()) => self.refused = None,
             Err(error) => {
                 let reason = crate::chain(&error);
-                tracing::error!(bundle = %self.source.display(), "the bundle is refused, what was in force stays: {reason}");
+                tracing::error!(bundle = %source.display(), "the bundle is refused, what was in force stays: {reason}");
                 self.log.write("bundle-refused", json!({"reason": reason}));
                 self.refused = Some(reason);
                 self.stand_in().await;
@@ -342,7 +359,14 @@ impl Engine {
                 });
             }
         }
-        self.names.refresh(&bundle).await;
+        // The addresses of the names in the bundle in force are looked up each second anyway.
+        if self
+            .in_force
+            .as_ref()
+            .is_none_or(|it| it.bundle.digest != bundle.digest)
+        {
+            self.names.refresh(&bundle).await;
+        }
         if let Err(error) = Own::name_heir(&mut self.loaded.ebpf, &self.executable) {
             // It is being replaced, perhaps.
             tracing::debug!(error = %crate::chain(&error), "the daemon's executable may not take over");
@@ -615,6 +639,7 @@ impl Engine {
 
     /// Looks after what time changes: names, the clock, and losses to report.
     pub async fn tick(&mut self) {
+        self.log.settle();
         self.report_losses();
         self.report_passed_over();
         self.report_full_tables();
@@ -636,7 +661,8 @@ impl Engine {
         let Some(in_force) = &self.in_force else {
             return json!({"error": "no bundle is in force"});
         };
-        let tables = HostTables::new(&in_force.policy, in_force.generation);
+        let mut tables = HostTables::new(&in_force.policy, in_force.generation);
+        tables.set_fresh_until(self.fresh_until());
         crate::control::explain(question, &in_force.policy, &in_force.bundle, tables)
     }
 

@@ -52,10 +52,7 @@ impl Engine {
             "lost": Ring::ALL.iter().map(|ring| (ring.name(), self.lost[*ring as usize])).collect::<BTreeMap<_, _>>(),
             "unaccounted": self.unaccounted,
             "passedOver": self.passed_over.totals(),
-            "notCovered": match &self.gate {
-                Some(gate) => gate.not_covered(),
-                None => not_covered(self.loaded.tier),
-            },
+            "notCovered": self.not_covered(),
             "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
         })
@@ -126,6 +123,14 @@ impl Engine {
         all.filter(|it| it.sources.iter().any(is_contacted))
             .map(|it| it.id.as_str())
             .collect()
+    }
+
+    /// What this tier does not cover here.
+    pub(super) fn not_covered(&self) -> Vec<&'static str> {
+        match &self.gate {
+            Some(gate) => gate.not_covered(),
+            None => not_covered(self.loaded.tier),
+        }
     }
 
     /// What there is to say of the read gate of the `fanotify` tier.

@@ -61,8 +61,10 @@ impl Engine {
         self.mark_canaries(new);
         let places = self.places(new, Some(&prepared));
 
+        let fresh_until = self.fresh_until();
         let mut maps = Maps(&mut self.loaded.ebpf);
         let mut description = new.bundle;
+        description.fresh_until = fresh_until;
         description.generation = next;
         description.degraded = u8::from(self.degraded);
         maps.set("BUNDLES", next.0 & 1, description)?;
@@ -70,7 +72,7 @@ impl Engine {
         self.generation = next;
         if let Some(gate) = &self.gate {
             gate.publish(Snapshot {
-                rules: Some(Arc::new(Rules::new(new.clone(), next))),
+                rules: Some(Arc::new(Rules::new(new.clone(), next, fresh_until))),
                 places: Arc::new(places),
             });
         }

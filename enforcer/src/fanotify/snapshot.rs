@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use enforcer_common::ids::{CredentialId, Generation, InodeKey};
+use enforcer_common::ids::{BootNs, CredentialId, Generation, InodeKey};
 use enforcer_common::iterate::FileRecord;
 
 use crate::compile::{HostTables, Policy};
@@ -33,10 +33,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Those of a policy.
-    pub fn new(policy: Arc<Policy>, generation: Generation) -> Self {
+    /// Those of a policy, of which it is known until `fresh_until` that none is newer.
+    pub fn new(policy: Arc<Policy>, generation: Generation, fresh_until: BootNs) -> Self {
+        let mut tables = HostTables::new(&policy, generation);
+        tables.set_fresh_until(fresh_until);
         Self {
-            tables: HostTables::new(&policy, generation),
+            tables,
             policy,
             generation,
         }

@@ -15,6 +15,7 @@ use enforcer_common::address::Protocol;
 use enforcer_common::event::{Gate, Kind, Use, taken};
 use enforcer_common::ids::{BootNs, ExecutableKey, InodeKey};
 use enforcer_common::verdict::{Action, Mode, Reason};
+use enforcer_governance::spool::Spool;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -30,6 +31,8 @@ pub struct Log {
     node: String,
     sequence: u64,
     file: Option<std::fs::File>,
+    /// For governance.
+    evidence: Option<Spool>,
     processes: Processes,
     trails: Trails,
 }
@@ -135,8 +138,9 @@ pub struct Context<'a> {
 }
 
 impl Log {
-    /// Events to standard output, and to `path` if given (created with mode 0600).
-    pub fn new(path: Option<&Path>) -> io::Result<Self> {
+    /// Events of `node` to standard output, to `path` if given (created with mode 0600), and to what is kept for
+    /// governance.
+    pub fn new(node: String, path: Option<&Path>, evidence: Option<Spool>) -> io::Result<Self> {
         let file = path
             .map(|path| {
                 OpenOptions::new()
@@ -146,14 +150,11 @@ impl Log {
                     .open(path)
             })
             .transpose()?;
-        let node = nix::unistd::gethostname().map_or_else(
-            |_| "unknown".to_owned(),
-            |name| name.to_string_lossy().into_owned(),
-        );
         Ok(Self {
             node,
             sequence: 0,
             file,
+            evidence,
             processes: Processes::default(),
             trails: Trails::default(),
         })
@@ -193,6 +194,20 @@ impl Log {
         self.line(&event.to_string());
     }
 
+    /// Has what is kept for governance put on disk, and tells what found no room.
+    pub fn settle(&mut self) {
+        let Some(evidence) = &mut self.evidence else {
+            return;
+        };
+        if let Err(error) = evidence.sync() {
+            tracing::error!(%error, "what is kept for governance is not on disk");
+        }
+        let dropped = evidence.take_dropped();
+        if dropped > 0 {
+            self.write("lost", json!({"ring": "evidence", "count": dropped}));
+        }
+    }
+
     fn line(&mut self, line: &str) {
         let mut out = io::stdout().lock();
         let written = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -203,6 +218,11 @@ impl Log {
             && let Err(error) = file.write_all(format!("{line}\n").as_bytes())
         {
             tracing::error!(%error, "cannot write an event to the event log");
+        }
+        if let Some(evidence) = &mut self.evidence
+            && let Err(error) = evidence.append(line)
+        {
+            tracing::error!(%error, "cannot keep an event for governance");
         }
     }
 

@@ -188,6 +188,9 @@ fn hands_on(scene: &mut Scene, from: Kind, to: Kind, number: u64) -> Result<()> 
     // Numbers that the workers do not come to.
     let number = 0x8000_0000 + number;
     let (giver, taker) = (from.cgroup(number)?, to.cgroup(number)?);
+    let events = scene.daemon()?.events.clone();
+    // A process before this one may have had its number.
+    let before = events.total();
     let reads =
         within("other", &taker).start([format!("read {FIFO}"), format!("tcp {}", to.home)])?;
     let gives = format!("shell {PROGRAMS}/entitled cat {} > {FIFO}", from.key());
@@ -195,9 +198,10 @@ fn hands_on(scene: &mut Scene, from: Kind, to: Kind, number: u64) -> Result<()> 
     let outcome = reads.finish()?;
     ends(&outcome, libc::EPERM)?;
     let pid = outcome.last()?.pid;
-    let events = scene.daemon()?.events.clone();
     let denial = wait_for("the denial", || {
-        events.find(|event| event.is_denial() && event.pid() == u64::from(pid))
+        events.find(|event| {
+            event.is_denial() && event.pid() == u64::from(pid) && event.sequence() >= before
+        })
     })?;
     let way = denial.0["path"].as_array().map_or(0, Vec::len);
     ensure!(

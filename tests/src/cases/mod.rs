@@ -14,6 +14,7 @@ mod appear;
 mod basics;
 mod clock;
 mod fanotify;
+mod governance;
 mod holders;
 mod kill;
 pub mod kills;
@@ -59,6 +60,7 @@ const ALL: &[&[Case]] = &[
     malformed::CASES,
     swap::CASES,
     restart::CASES,
+    governance::CASES,
     overload::CASES,
     fanotify::CASES,
 ];

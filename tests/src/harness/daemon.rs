@@ -61,7 +61,16 @@ impl Daemon {
 
     /// The same on this text, whatever it is.
     pub fn start_on(text: &str, options: &[&str]) -> Result<Self> {
-        let mut daemon = Self::launch(text, options)?;
+        Self::launch(text, options)?.enforces()
+    }
+
+    /// Starts it with these options, which say where its bundle comes from, and waits until it enforces.
+    pub fn governed(options: &[&str]) -> Result<Self> {
+        Self::spawn(options)?.enforces()
+    }
+
+    fn enforces(self) -> Result<Self> {
+        let mut daemon = self;
         let output = daemon.enforcing()?;
         if !output.status.success() || !daemon.is_alive() {
             bail!(
@@ -83,12 +92,17 @@ impl Daemon {
 
     fn launch(text: &str, options: &[&str]) -> Result<Self> {
         write(BUNDLE, text)?;
+        Self::spawn(&[&["--bundle", BUNDLE], options].concat())
+    }
+
+    /// Starts it with these options, and does not wait.
+    pub fn spawn(options: &[&str]) -> Result<Self> {
         fs::create_dir_all("/run/enforcer")?;
         fs::create_dir_all(LOGS)?;
         let log = File::options().create(true).append(true).open(LOG)?;
         let tier = TIER.get().map(|tier| ["--tier", tier]);
         let mut child = Command::new("enforcer")
-            .args(["run", "--bundle", BUNDLE, "--event-log", EVENT_LOG])
+            .args(["run", "--event-log", EVENT_LOG])
             .args(tier.iter().flatten())
             .args(options)
             .stdin(Stdio::null())

@@ -40,6 +40,11 @@ impl Event {
         self.text("reason")
     }
 
+    /// Which line it is.
+    pub fn sequence(&self) -> u64 {
+        self.0["sequence"].as_u64().unwrap_or_default()
+    }
+
     /// The process.
     pub fn pid(&self) -> u64 {
         self.0["process"]["pid"].as_u64().unwrap_or_default()
@@ -129,7 +134,7 @@ impl Events {
         )
     }
 
-    /// How many lines there were.
+    /// How many lines there were: the next one has at least this `sequence`.
     pub fn total(&self) -> u64 {
         self.0.lock().map_or(0, |kept| kept.total)
     }

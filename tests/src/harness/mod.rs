@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod check;
 pub mod daemon;
 pub mod events;
+pub mod governance;
 pub mod outside;
 
 pub use actors::{Actor, Outcome, Running, Step};

@@ -1,0 +1,301 @@
+//! YAML text to trees whose every node knows its line and column.
+//!
+//! This is the part of YAML a signed document needs: mappings with unique names, lists and scalars of
+//! the YAML 1.2 core schema. Anchors, aliases, tags and directives are mistakes, so a value stands where it is used,
+//! means what it looks like, and cannot be multiplied; depth, nodes and bytes are bounded.
+
+use std::collections::hash_map::{Entry, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_saphyr::granit_parser::{
+    self, ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StrInput,
+};
+
+use super::mistake::{Place, Position, Report, quoted};
+
+/// How deep block collections may nest, and flow collections in them. A bundle needs 7.
+const MAX_DEPTH: usize = 32;
+/// How many values and names one file may hold; 100 000 entitlements have about half of it.
+const MAX_NODES: usize = 4_000_000;
+
+/// A value and where it begins.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub position: Position,
+    pub value: Value,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    /// A whole number, as written.
+    Integer(String),
+    /// Any other number, as written.
+    Float(String),
+    Text(String),
+    List(Vec<Node>),
+    /// In the order of the text, names unique.
+    Map(Vec<Field>),
+    /// Something already reported.
+    Refused,
+}
+
+/// As JSON. Only for documents without a mistake: their numbers are whole, and fit.
+impl From<&Node> for serde_json::Value {
+    fn from(node: &Node) -> Self {
+        match &node.value {
+            Value::Null | Value::Refused => Self::Null,
+            Value::Bool(value) => (*value).into(),
+            Value::Integer(digits) => digits
+                .parse::<u64>()
+                .map_or_else(|_| digits.as_str().into(), Self::from),
+            Value::Float(text) | Value::Text(text) => text.as_str().into(),
+            Value::List(items) => items.iter().map(Self::from).collect(),
+            Value::Map(fields) => (fields.iter())
+                .map(|field| (field.name.clone(), Self::from(&field.node)))
+                .collect(),
+        }
+    }
+}
+
+/// A name in a mapping, and what it stands for.
+#[derive(Debug)]
+pub(super) struct Field {
+    pub name: String,
+    pub position: Position,
+    pub node: Node,
+}
+
+/// The documents of one file, as far as they could be read.
+#[derive(Debug)]
+pub(super) struct Documents {
+    pub roots: Vec<Node>,
+    /// Whether that was all of the file.
+    pub complete: bool,
+}
+
+/// Reads all documents in `text`. Empty ones are left out.
+pub(super) fn read(file: &Arc<Path>, text: &str, report: &mut Report) -> Documents {
+    let options = granit_parser::options! {
+        disallow_directives: true,
+        emit_comments: false,
+        flow_nesting_limit: MAX_DEPTH,
+        block_nesting_limit: MAX_DEPTH,
+    };
+    let parser = Parser::new_from_str_with_options(text, options);
+    let mut reader = Reader {
+        parser,
+        file,
+        report,
+        nodes: 0,
+    };
+    let mut roots = Vec::new();
+    let complete = match reader.documents(&mut roots) {
+        Ok(()) => true,
+        Err(Stop(position, message)) => {
+            reader.report.add(&Place::in_file(file, position), message);
+            false
+        }
+    };
+    Documents { roots, complete }
+}
+
+/// Nothing after this place can be read, for this reason.
+struct Stop(Position, String);
+
+impl From<ScanError> for Stop {
+    fn from(error: ScanError) -> Self {
+        let message = match error.kind() {
+            ErrorKind::RecursionLimitExceeded => {
+                format!("nested too deeply, expected at most {MAX_DEPTH} levels; a bundle needs 7")
+            }
+            ErrorKind::DirectiveDisallowed => {
+                "YAML directives are not supported in a bundle; remove the line that begins with `%`".to_owned()
+            }
+            _ => {
+                let info = error.info().replace(char::is_control, " ");
+                format!("not valid YAML: {info}; nothing after this place was read")
+            }
+        };
+        Self(position_of(*error.marker()), message)
+    }
+}
+
+fn position_of(marker: granit_parser::Marker) -> Position {
+    Position {
+        line: marker.line().max(1),
+        column: marker.col() + 1,
+    }
+}
+
+struct Reader<'a> {
+    parser: Parser<'a, StrInput<'a>>,
+    file: &'a Arc<Path>,
+    report: &'a mut Report,
+    nodes: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn documents(&mut self, roots: &mut Vec<Node>) -> Result<(), Stop> {
+        while let Some(next) = self.parser.next_event() {
+            let (event, span) = next?;
+            if matches!(
+                event,
+                Event::StreamStart
+                    | Event::StreamEnd
+                    | Event::DocumentStart(..)
+                    | Event::DocumentEnd
+            ) {
+                continue;
+            }
+            let root = self.node(event, span)?;
+            if !matches!(root.value, Value::Null) {
+                roots.push(root);
+            }
+        }
+        Ok(())
+    }
+
+    /// The node that begins with `event`, with all that is in it.
+    fn node(&mut self, event: Event<'a>, span: Span) -> Result<Node, Stop> {
+        let position = position_of(span.start);
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            let message = format!(
+                "more than {MAX_NODES} values in one file; split the bundle into several files"
+            );
+            return Err(Stop(position, message));
+        }
+        let tagged = event.tag().is_some();
+        let anchored = matches!(
+            event,
+            Event::Scalar(_, _, 1.., _)
+                | Event::SequenceStart(_, 1.., _)
+                | Event::MappingStart(_, 1.., _)
+        );
+        let value = match event {
+            Event::Scalar(text, ScalarStyle::Plain, ..) => resolve(text.into_owned()),
+            Event::Scalar(text, ..) => Value::Text(text.into_owned()),
+            Event::SequenceStart(..) => self.list()?,
+            Event::MappingStart(..) => self.map()?,
+            Event::Alias(_) => self.refuse(
+                position,
+                "YAML aliases are not supported in a bundle; write the value out here",
+            ),
+            _ => self.refuse(position, "got YAML this version cannot read"),
+        };
+        if anchored {
+            let value = self.refuse(
+                position,
+                "YAML anchors are not supported in a bundle; remove the word with `&`",
+            );
+            return Ok(Node { position, value });
+        }
+        if tagged {
+            let value = self.refuse(
+                position,
+                "YAML tags are not supported in a bundle; remove the word with `!`",
+            );
+            return Ok(Node { position, value });
+        }
+        Ok(Node { position, value })
+    }
+
+    fn list(&mut self) -> Result<Value, Stop> {
+        let mut items = Vec::new();
+        loop {
+            match self.inner()? {
+                (Event::SequenceEnd, _) => return Ok(Value::List(items)),
+                (event, span) => items.push(self.node(event, span)?),
+            }
+        }
+    }
+
+    fn map(&mut self) -> Result<Value, Stop> {
+        let mut fields: Vec<Field> = Vec::new();
+        let mut seen: HashMap<String, Position> = HashMap::new();
+        loop {
+            let (event, span) = self.inner()?;
+            if event == Event::MappingEnd {
+                return Ok(Value::Map(fields));
+            }
+            let name = event.scalar().map(|(text, _)| text.to_owned());
+            let key = self.node(event, span)?;
+            let (event, span) = self.inner()?;
+            let node = self.node(event, span)?;
+            let Some(name) = name else {
+                self.refuse(
+                    key.position,
+                    "got a name that is not a word; expected `name: value`",
+                );
+                continue;
+            };
+            match seen.entry(name.clone()) {
+                Entry::Vacant(free) => {
+                    free.insert(key.position);
+                    fields.push(Field {
+                        name,
+                        position: key.position,
+                        node,
+                    });
+                }
+                Entry::Occupied(first) => {
+                    let first = Place::in_file(self.file, *first.get());
+                    self.refuse(
+                        key.position,
+                        format!("{} is already given at {first}; remove one", quoted(&name)),
+                    );
+                }
+            }
+        }
+    }
+
+    /// The next event of a collection that has begun.
+    fn inner(&mut self) -> Result<(Event<'a>, Span), Stop> {
+        match self.parser.next_event() {
+            Some(next) => Ok(next?),
+            None => Err(Stop(
+                Position::START,
+                "not valid YAML: it ends within a value".to_owned(),
+            )),
+        }
+    }
+
+    fn refuse(&mut self, position: Position, message: impl Into<String>) -> Value {
+        self.report
+            .add(&Place::in_file(self.file, position), message);
+        Value::Refused
+    }
+}
+
+/// A plain scalar by the YAML 1.2 core schema.
+fn resolve(text: String) -> Value {
+    match text.as_str() {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => Value::Bool(true),
+        "false" | "False" | "FALSE" => Value::Bool(false),
+        _ if is_integer(&text) => Value::Integer(text),
+        _ if is_float(&text) => Value::Float(text),
+        _ => Value::Text(text),
+    }
+}
+
+fn is_integer(text: &str) -> bool {
+    let all = |digits: &str, radix| !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix));
+    match (text.strip_prefix("0x"), text.strip_prefix("0o")) {
+        (Some(digits), _) => all(digits, 16),
+        (_, Some(digits)) => all(digits, 8),
+        _ => all(text.strip_prefix(['+', '-']).unwrap_or(text), 10),
+    }
+}
+
+fn is_float(text: &str) -> bool {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    matches!(
+        unsigned,
+        ".inf" | ".Inf" | ".INF" | ".nan" | ".NaN" | ".NAN"
+    ) || unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && unsigned.parse::<f64>().is_ok()
+}

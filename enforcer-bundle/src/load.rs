@@ -1,0 +1,169 @@
+//! From files to a bundle.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::decode::At;
+use super::document::{self, Node};
+use super::mistake::{LoadError, Mistakes, Place, Position, Report};
+use super::model::Bundle;
+use super::parts::Parts;
+use super::schema::{self, Draft};
+use super::validate::validate;
+
+/// Most bytes all files of a bundle may have together.
+pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Reads the bundle in the file `path`, or in the directory `path` from all its regular files named `*.yaml`
+/// and `*.yml`, in the order of their names. Hidden files and other names are left alone.
+///
+/// # Errors
+/// [`LoadError::Io`] if something cannot be read, [`LoadError::Mistakes`] if what was read is not a
+/// consistent bundle. Either way nothing of it counts.
+pub fn load(path: &Path) -> Result<Bundle, LoadError> {
+    read(path).map(|(bundle, _)| bundle)
+}
+
+/// The same with its parts, as they are written.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_parts(path: &Path) -> Result<(Bundle, Parts), LoadError> {
+    let (bundle, roots) = read(path)?;
+    Ok((bundle, Parts::of(&roots)))
+}
+
+fn read(path: &Path) -> Result<(Bundle, Vec<Node>), LoadError> {
+    let mut report = Report::default();
+    let mut draft = Draft::default();
+    let mut sources = Vec::new();
+    let mut left = MAX_BYTES;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| LoadError::Io { path, source }
+    };
+    let files = files(path).map_err(failed(path))?;
+    if files.is_empty() {
+        let place = Place::in_file(&path.into(), Position::START);
+        report.add(
+            &place,
+            "expected at least one file named *.yaml or *.yml in this directory",
+        );
+        draft.incomplete = true;
+    }
+    for file in files {
+        let bytes = bytes_of(&file, left).map_err(failed(&file))?;
+        match text(&file, bytes, &mut left, &mut report) {
+            Some(text) => sources.push((file, text)),
+            None => draft.incomplete = true,
+        }
+    }
+    Ok(build(&sources, draft, report)?)
+}
+
+/// Reads a bundle from texts that are at hand; the paths only serve to name them in mistakes.
+///
+/// # Errors
+/// All [`Mistakes`] found, several at once; nothing of the bundle counts then.
+pub fn parse(sources: &[(PathBuf, String)]) -> Result<Bundle, Mistakes> {
+    build(sources, Draft::default(), Report::default()).map(|(bundle, _)| bundle)
+}
+
+/// Adds the sources to what there is, and makes a bundle of it.
+fn build(
+    sources: &[(PathBuf, String)],
+    mut draft: Draft,
+    mut report: Report,
+) -> Result<(Bundle, Vec<Node>), Mistakes> {
+    let mut roots = Vec::new();
+    let mut digest = Sha256::new();
+    let mut left = MAX_BYTES;
+    for (path, text) in sources {
+        digest.update((text.len() as u64).to_le_bytes());
+        digest.update(text);
+        let file: Arc<Path> = path.as_path().into();
+        if !fits(&file, text.len(), &mut left, &mut report) {
+            draft.incomplete = true;
+            continue;
+        }
+        let documents = document::read(&file, text, &mut report);
+        draft.incomplete |= !documents.complete;
+        for root in &documents.roots {
+            schema::document(At::root(&file, root), &mut report, &mut draft);
+        }
+        roots.extend(documents.roots);
+    }
+    let digest = digest
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let first = sources
+        .first()
+        .map_or(Path::new("bundle"), |(path, _)| path);
+    let start = Place::in_file(&first.into(), Position::START);
+    let bundle = validate(draft, &start, digest, &mut report);
+    Ok((report.settle(bundle)?, roots))
+}
+
+/// Takes `bytes` from what is `left`, or reports that there is not so much.
+fn fits(file: &Arc<Path>, bytes: usize, left: &mut u64, report: &mut Report) -> bool {
+    if let Some(rest) = left.checked_sub(bytes as u64) {
+        *left = rest;
+        return true;
+    }
+    let message = format!(
+        "the bundle is larger than {MAX_BYTES} bytes; give each node only what concerns it"
+    );
+    report.add(&Place::in_file(file, Position::START), message);
+    false
+}
+
+/// The files of the bundle at `path`, sorted.
+fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    if !fs::metadata(path)?.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let file = entry?.path();
+        let hidden = file
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let yaml = file
+            .extension()
+            .is_some_and(|extension| extension == "yaml" || extension == "yml");
+        // A name that leads nowhere stays in the list, for the error it then gives.
+        if yaml && !hidden && fs::metadata(&file).map_or(true, |metadata| metadata.is_file()) {
+            files.push(file);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The content of `file`, or one byte more than `limit`.
+fn bytes_of(file: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(limit + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn text(file: &Path, bytes: Vec<u8>, left: &mut u64, report: &mut Report) -> Option<String> {
+    let file = file.into();
+    if !fits(&file, bytes.len(), left, report) {
+        return None;
+    }
+    String::from_utf8(bytes)
+        .map_err(|error| {
+            let end = error.utf8_error().valid_up_to();
+            let valid = String::from_utf8_lossy(&error.as_bytes()[..end]);
+            let place = Place::in_file(&file, Position::of_byte(&valid, end));
+            report.add(&place, "not valid UTF-8; save the file as UTF-8");
+        })
+        .ok()
+}

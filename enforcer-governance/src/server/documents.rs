@@ -1,0 +1,115 @@
+//! The directory of documents: read as a whole, and again when something in it changes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+
+use super::Error;
+use super::ledger::{Documents, Ledger, read_json};
+use crate::envelope::Envelope;
+use crate::statement::{Snapshot, Statement as _};
+use crate::trust::TrustRoot;
+
+/// Changes that come in a burst are one.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// What the directory, or the file, says.
+pub fn load(path: &Path, root: &TrustRoot) -> Result<Documents, Error> {
+    let signed = signed(path)?;
+    if let [file] = signed.as_slice() {
+        let envelope: Envelope = read_json(file)?.ok_or_else(|| Error::gone(file))?;
+        let refused = |reason: String| Error::Refused(format!("{}: {reason}", file.display()));
+        if envelope.payload_type != Snapshot::TYPE {
+            return Err(refused(format!(
+                "got {:?}, expected a signed bundle",
+                envelope.payload_type
+            )));
+        }
+        root.verify(Snapshot::ROLE, &envelope)
+            .map_err(|error| refused(error.to_string()))?;
+        let snapshot: Snapshot = serde_json::from_slice(&envelope.payload)
+            .map_err(|error| Error::content(file, &error))?;
+        return Ok(Documents::Signed(Box::new(snapshot), envelope));
+    }
+    if signed.len() > 1 {
+        return Err(Error::Refused(format!(
+            "there are {} signed bundles in {}; leave the one that is to be served",
+            signed.len(),
+            path.display()
+        )));
+    }
+    let (bundle, parts) = enforcer_bundle::load_parts(path)?;
+    Ok(Documents::Plain(Box::new(bundle), parts))
+}
+
+fn is_signed(path: &Path) -> bool {
+    path.to_str()
+        .is_some_and(|name| name.ends_with(".dsse.json"))
+}
+
+fn signed(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    if !path.is_dir() {
+        return Ok(Some(path.to_owned())
+            .into_iter()
+            .filter(|it| is_signed(it))
+            .collect());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).map_err(Error::io(path))? {
+        found.push(entry.map_err(Error::io(path))?.path());
+    }
+    found.retain(|it| is_signed(it));
+    Ok(found)
+}
+
+/// Changes of the documents, from now on.
+pub struct Watch {
+    changes: mpsc::UnboundedReceiver<()>,
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Watch {
+    /// # Errors
+    /// If the directory cannot be watched.
+    pub fn start(path: &Path) -> Result<Self, Error> {
+        let (sender, changes) = mpsc::unbounded_channel();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                let _ = sender.send(());
+            }
+        });
+        let directory = if path.is_dir() {
+            path
+        } else {
+            path.parent().unwrap_or(Path::new("/"))
+        };
+        let watching = watcher.and_then(|mut watcher| {
+            watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            Ok(watcher)
+        });
+        let failed = |error| Error::io(directory)(std::io::Error::other(error));
+        Ok(Self {
+            changes,
+            _watcher: watching.map_err(failed)?,
+        })
+    }
+
+    /// Has every change issued. What is no bundle is told, and what was issued stays.
+    pub async fn follow(mut self, path: PathBuf, root: TrustRoot, ledger: Arc<Ledger>) {
+        while self.changes.recv().await.is_some() {
+            tokio::time::sleep(SETTLE).await;
+            while self.changes.try_recv().is_ok() {}
+            let issued = load(&path, &root).and_then(|documents| ledger.set_documents(documents));
+            if let Err(error) = issued {
+                tracing::error!(
+                    "the documents are refused, what was issued stays: {}",
+                    error.chain()
+                );
+            }
+        }
+    }
+}

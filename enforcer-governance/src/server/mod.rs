@@ -1,0 +1,345 @@
+//! `enforcer governance serve`: entitlements from a directory of documents to the nodes, and their evidence.
+//!
+//! All that matters is on disk before anybody hears of it: versions and revocations (`ledger`), tokens and labels
+//! (`registry`), evidence (`evidence`). What is in memory only is who is connected.
+
+mod administration;
+mod authority;
+mod documents;
+mod enrollment;
+mod evidence;
+mod issued;
+mod ledger;
+mod registry;
+mod sync;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use enforcer_bundle::{LoadError, Mistakes};
+use jiff::Timestamp;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::{Request, Status};
+
+use crate::contract::administration_server::AdministrationServer;
+use crate::contract::enrollment_server::EnrollmentServer;
+use crate::contract::evidence_server::EvidenceServer;
+use crate::contract::governance_server::GovernanceServer;
+use crate::keys::{self, SigningKey};
+use crate::trust::TrustRoot;
+use authority::Authority;
+use evidence::Archive;
+use ledger::{Ledger, read_json, write_json};
+use registry::Registry;
+
+/// Most bytes of a message from a node.
+const MAX_MESSAGE: usize = 8 * 1024 * 1024;
+/// A connection that says nothing is asked whether it lives.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// Why the server does not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It was asked for something that cannot be.
+    #[error("{0}")]
+    Refused(String),
+    /// The documents cannot be read, or are no bundle.
+    #[error(transparent)]
+    Documents(#[from] LoadError),
+    /// What was issued is no bundle for this version.
+    #[error(transparent)]
+    Mistakes(#[from] Mistakes),
+    /// A file cannot be read or written.
+    #[error("cannot read or write {}", path.display())]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is something else than expected.
+    #[error("{} is not what this server wrote there: {reason}", path.display())]
+    Content {
+        /// Which one.
+        path: PathBuf,
+        /// Where it goes wrong.
+        reason: String,
+    },
+    /// A key cannot be used.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    /// A certificate cannot be made or used.
+    #[error("certificate: {0}")]
+    Certificate(String),
+    /// The connections cannot be served.
+    #[error("cannot serve")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+impl Error {
+    fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+
+    fn content(path: &Path, error: &serde_json::Error) -> Self {
+        Self::Content {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+
+    fn gone(path: &Path) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            source: io::ErrorKind::NotFound.into(),
+        }
+    }
+
+    /// With everything that led to it, on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}
+
+/// What to serve, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A directory of documents, or one file; YAML, or one bundle signed elsewhere.
+    pub documents: PathBuf,
+    /// What the server keeps.
+    pub state: PathBuf,
+    /// Where nodes connect.
+    pub listen: SocketAddr,
+    /// The names and addresses that nodes know the server by.
+    pub names: Vec<String>,
+    /// The socket for whoever runs the server.
+    pub admin: PathBuf,
+    /// Keys to sign with instead of the server's own.
+    pub keys: Vec<PathBuf>,
+    /// Authorities, PEM, whose certificates nodes may have besides the server's own.
+    pub node_authorities: Option<PathBuf>,
+    /// How long a freshness statement is good; a new one is made each fifth of it.
+    pub freshness: Duration,
+}
+
+/// What the services share.
+struct Shared {
+    ledger: Arc<Ledger>,
+    registry: Registry,
+    archive: Archive,
+    authority: Authority,
+    nonces: AtomicU64,
+    closing: watch::Sender<()>,
+}
+
+impl Shared {
+    fn nonce(&self) -> String {
+        self.nonces.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+}
+
+/// Of the node's certificate.
+#[allow(clippy::result_large_err)]
+fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
+    let certificates = request.peer_certs();
+    let first = certificates.as_deref().and_then(|all| all.first());
+    first
+        .and_then(|certificate| authority::node_of(certificate))
+        .ok_or_else(|| {
+            Status::unauthenticated("expected a node's certificate; `enforcer governance token` and `enforcer run --join-token` make one")
+        })
+}
+
+/// Serves until `stop` is done. `ready` is told the address, once nodes can connect.
+///
+/// # Errors
+/// If what is needed cannot be read, or the addresses not be had.
+pub async fn serve(
+    options: Options,
+    stop: impl Future<Output = ()>,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), Error> {
+    let state = &options.state;
+    std::fs::create_dir_all(state).map_err(Error::io(state))?;
+    let authority = Authority::load_or_make(state)?;
+    let keys = match options.keys.as_slice() {
+        [] => vec![SigningKey::load_or_make(&state.join("governance.key"))?],
+        paths => {
+            (paths.iter().map(|path| SigningKey::load(path))).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let root = trust_root(&options, &keys)?;
+    let ledger = Arc::new(Ledger::open(state, keys, &root, options.freshness)?);
+    let watch = documents::Watch::start(&options.documents)?;
+    ledger.set_documents(documents::load(&options.documents, &root)?)?;
+
+    let names = Some(options.listen.ip().to_string())
+        .into_iter()
+        .chain(options.names.clone());
+    let (certificate, key) = authority.server(&names.collect::<Vec<_>>())?;
+    let mut trusted = authority.certificate.clone();
+    if let Some(path) = &options.node_authorities {
+        trusted.push_str(&std::fs::read_to_string(path).map_err(Error::io(path))?);
+    }
+    // Without a certificate a node can enroll, and nothing else.
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(certificate, key))
+        .client_ca_root(Certificate::from_pem(trusted))
+        .client_auth_optional(true);
+    let closing = watch::Sender::new(());
+    let shared = Arc::new(Shared {
+        registry: Registry::open(state)?,
+        archive: Archive::new(state),
+        ledger: ledger.clone(),
+        authority,
+        nonces: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
+        closing: closing.clone(),
+    });
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<GovernanceServer<sync::Nodes>>().await;
+    let nodes = Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(
+            GovernanceServer::new(sync::Nodes(shared.clone()))
+                .max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(
+            EvidenceServer::new(evidence::Collector(shared.clone()))
+                .max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(EnrollmentServer::new(enrollment::Enroller(shared.clone())));
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(Error::io(Path::new(&options.listen.to_string())))?;
+    let address = listener.local_addr().map_err(Error::io(Path::new("tcp")))?;
+    let desk =
+        Server::builder().add_service(AdministrationServer::new(administration::Desk(shared)));
+    let admin = admin_socket(&options.admin)?;
+
+    let follow = watch.follow(options.documents.clone(), root, ledger.clone());
+    let tasks = [
+        tokio::spawn(follow),
+        tokio::spawn(keep_fresh(ledger.clone(), options.freshness / 5)),
+        tokio::spawn(end_grants(ledger)),
+    ];
+    ready(address);
+    let mut closed = [closing.subscribe(), closing.subscribe()];
+    let [nodes_closed, desk_closed] = &mut closed;
+    let serving = async {
+        tokio::try_join!(
+            nodes.serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
+                let _ = nodes_closed.changed().await;
+            }),
+            desk.serve_with_incoming_shutdown(UnixListenerStream::new(admin), async {
+                let _ = desk_closed.changed().await;
+            }),
+        )
+    };
+    let stopping = async {
+        stop.await;
+        closing.send_replace(());
+    };
+    let (served, ()) = tokio::join!(serving, stopping);
+    for task in tasks {
+        task.abort();
+    }
+    let _ = std::fs::remove_file(&options.admin);
+    served?;
+    Ok(())
+}
+
+/// The configured root, or one with the server's key for everything. It is written where nodes' operators find it,
+/// beside the authority's certificate.
+fn trust_root(options: &Options, keys: &[SigningKey]) -> Result<TrustRoot, Error> {
+    let path = options.state.join("trust.json");
+    if let Some(root) = read_json::<TrustRoot>(&path)? {
+        root.check().map_err(Error::Refused)?;
+        return latest(&options.state, root);
+    }
+    let [key] = keys else {
+        return Err(Error::Refused(format!(
+            "with several keys, write {} first: which roles they have, and how many must sign",
+            path.display()
+        )));
+    };
+    let issuer = match enforcer_bundle::load(&options.documents) {
+        Ok(bundle) => bundle.metadata.issuer,
+        Err(error) => return Err(error.into()),
+    };
+    let root = TrustRoot::of_one_key(&issuer, key.public());
+    write_json(&path, &root)?;
+    Ok(root)
+}
+
+/// The last of the roots that follow.
+fn latest(state: &Path, mut root: TrustRoot) -> Result<TrustRoot, Error> {
+    for (_, envelope) in ledger::roots(&state.join("roots"))? {
+        let path = state.join("roots");
+        let next: TrustRoot = serde_json::from_slice(&envelope.payload)
+            .map_err(|error| Error::content(&path, &error))?;
+        if next.version == root.version + 1 {
+            root = next;
+        }
+    }
+    Ok(root)
+}
+
+fn admin_socket(path: &Path) -> Result<UnixListener, Error> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(Error::Refused(format!(
+            "another server answers on {}; stop it, or give --admin-socket another path",
+            path.display()
+        )));
+    }
+    let _ = std::fs::remove_file(path);
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(Error::io(directory))?;
+    }
+    let listener = UnixListener::bind(path).map_err(Error::io(path))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(Error::io(path))?;
+    Ok(listener)
+}
+
+async fn keep_fresh(ledger: Arc<Ledger>, every: Duration) {
+    let mut interval = tokio::time::interval(every.max(Duration::from_millis(100)));
+    loop {
+        interval.tick().await;
+        ledger.freshen();
+    }
+}
+
+async fn end_grants(ledger: Arc<Ledger>) {
+    let mut changes = ledger.changes();
+    loop {
+        let left = ledger.next_end().map_or(Duration::MAX, |end| {
+            Duration::try_from(end - Timestamp::now()).unwrap_or(Duration::ZERO)
+        });
+        // Until then, or until there is another one.
+        let _ = tokio::time::timeout(left.min(Duration::from_secs(3600)), changes.changed()).await;
+        if let Err(error) = ledger.end_grants() {
+            tracing::error!("a grant has ended and cannot be noted: {}", error.chain());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The real server on a loopback address.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use enforcer_governance::contract::administration_client::AdministrationClient;
+use enforcer_governance::contract::{
+    Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
+};
+use enforcer_governance::server::{Options, serve};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+use super::node::Place;
+
+/// One server and its directory.
+pub struct Server {
+    pub directory: PathBuf,
+    pub address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+/// A bundle of entitlements: each of them is `ID` or `ID: more fields`.
+pub fn documents(entitlements: &[&str]) -> String {
+    let mut text = "apiVersion: enforcer.dev/v1
+kind: Bundle
+metadata: {issuer: iga.example.com, version: 1}
+credentials: [{id: key, sources: [{file: /etc/key}]}]
+workloads: [{id: app, match: {executable: {path: /bin/app}}}]
+entitlements:
+"
+    .to_owned();
+    for entitlement in entitlements {
+        let (id, more) = entitlement.split_once(": ").unwrap_or((entitlement, ""));
+        text.push_str(&format!(
+            "  - {{id: {id}, workload: app, credential: key, destinations: none, {more}}}\n"
+        ));
+    }
+    text
+}
+
+impl Server {
+    pub async fn start(directory: &Path, entitlements: &[&str]) -> Self {
+        let server = Self::start_at(directory, "127.0.0.1:0", Some(entitlements)).await;
+        server.expect("started")
+    }
+
+    /// With what is in the directory.
+    pub async fn start_at(
+        directory: &Path,
+        listen: &str,
+        entitlements: Option<&[&str]>,
+    ) -> Result<Self, String> {
+        let write = directory.join("documents");
+        std::fs::create_dir_all(&write).expect("directory");
+        if let Some(entitlements) = entitlements {
+            std::fs::write(write.join("bundle.yaml"), documents(entitlements)).expect("written");
+        }
+        let options = Options {
+            documents: write,
+            state: directory.join("server"),
+            listen: listen.parse().expect("an address"),
+            names: Vec::new(),
+            admin: directory.join("admin.sock"),
+            keys: Vec::new(),
+            node_authorities: None,
+            freshness: Duration::from_secs(300),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, is_ready) = oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let stop = async {
+                let _ = stopped.await;
+            };
+            let ready = |address| {
+                let _ = ready.send(Ok(address));
+            };
+            if let Err(error) = serve(options, stop, ready).await {
+                eprintln!("the server: {}", error.chain());
+            }
+        });
+        let address = is_ready
+            .await
+            .unwrap_or(Err("it did not start".to_owned()))?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            address,
+            stop,
+            serving,
+        })
+    }
+
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        self.serving.await.expect("stopped");
+    }
+
+    pub fn write(&self, entitlements: &[&str]) {
+        let path = self.directory.join("documents/bundle.yaml");
+        std::fs::write(path, documents(entitlements)).expect("written");
+    }
+
+    pub fn place(&self) -> Place {
+        Place {
+            url: format!("https://{}", self.address),
+            authority: self.directory.join("server/ca.pem"),
+            trust: self.directory.join("server/trust.json"),
+        }
+    }
+
+    pub async fn desk(&self) -> AdministrationClient<Channel> {
+        let path = self.directory.join("admin.sock");
+        let endpoint = Endpoint::from_shared(format!("unix:{}", path.display())).expect("a path");
+        AdministrationClient::new(endpoint.connect().await.expect("connected"))
+    }
+
+    /// A node's directory with a token in it.
+    pub async fn admit(&self, name: &str, labels: &[(&str, &str)]) -> PathBuf {
+        let labels = labels
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let request = TokenRequest {
+            node: name.to_owned(),
+            labels: labels.collect(),
+            valid_for: Some(prost_types::Duration {
+                seconds: 60,
+                nanos: 0,
+            }),
+        };
+        let token = self.desk().await.token(request).await.expect("a token");
+        let directory = self.directory.join(name);
+        std::fs::create_dir_all(&directory).expect("directory");
+        std::fs::write(directory.join("token"), token.into_inner().token).expect("written");
+        directory
+    }
+
+    pub async fn grant(&self, id: &str, seconds: i64, ticket: &str) -> Result<Done, Status> {
+        let request = GrantRequest {
+            entitlement: id.to_owned(),
+            duration: Some(prost_types::Duration { seconds, nanos: 0 }),
+            reason: "a test".to_owned(),
+            ticket: ticket.to_owned(),
+        };
+        Ok(self.desk().await.grant(request).await?.into_inner())
+    }
+
+    fn request(id: &str) -> RevokeRequest {
+        RevokeRequest {
+            target: Some(revoke_request::Target::Entitlement(id.to_owned())),
+            reason: "a test".to_owned(),
+            ticket: String::new(),
+        }
+    }
+
+    pub async fn revoke(&self, id: &str) -> Result<Done, Status> {
+        Ok(self
+            .desk()
+            .await
+            .revoke(Self::request(id))
+            .await?
+            .into_inner())
+    }
+
+    pub async fn restore(&self, id: &str) -> Result<Done, Status> {
+        Ok(self
+            .desk()
+            .await
+            .restore(Self::request(id))
+            .await?
+            .into_inner())
+    }
+
+    /// What is known of a node.
+    pub async fn knows(&self, name: &str) -> Node {
+        let all = self
+            .desk()
+            .await
+            .nodes(NodesRequest {})
+            .await
+            .expect("told");
+        let mut all = all.into_inner().nodes.into_iter();
+        all.find(|node| node.name == name).unwrap_or_default()
+    }
+
+    /// The audit trail, or another file of lines.
+    pub fn lines(&self, name: &str) -> Vec<serde_json::Value> {
+        let path = self.directory.join("server").join(name);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect()
+    }
+}

@@ -1,0 +1,146 @@
+//! What governance puts in force: bundles, what it takes back, and until when it is known that nothing is newer.
+
+use std::sync::Arc;
+
+use enforcer_bundle::{Bundle, Digest};
+use enforcer_common::ids::BootNs;
+use enforcer_common::tables;
+use enforcer_governance::contract::NodeStatus;
+use enforcer_governance::held::Numbers;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::status::state;
+use super::{Engine, Error};
+use crate::bundle::Mode;
+use crate::fanotify::{Rules, Snapshot};
+use crate::kernel::maps::{self, Maps};
+
+/// Places of the pinned table of numbers: what anchors them, the version, the revocation.
+const ANCHOR: u32 = 0;
+const VERSION: u32 = 1;
+const SEQUENCE: u32 = 2;
+
+/// The beginning of what anchors the numbers: with another trust root others count.
+fn anchor_of(anchor: &Digest) -> u64 {
+    u64::from_str_radix(&anchor.0[..16], 16).unwrap_or(u64::MAX)
+}
+
+impl Engine {
+    /// What was in force here under this trust root since the programs were loaded, whatever became of the files that
+    /// say so.
+    pub fn governed_before(&mut self, anchor: &Digest) -> Result<Numbers, Error> {
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        if maps.at::<u64>("GOVERNED", ANCHOR)? != anchor_of(anchor) {
+            return Ok(Numbers::default());
+        }
+        Ok(Numbers {
+            version: maps.at("GOVERNED", VERSION)?,
+            sequence: maps.at("GOVERNED", SEQUENCE)?,
+        })
+    }
+
+    /// Puts in force what governance says: nothing of it, or all.
+    ///
+    /// # Errors
+    /// What was in force stays.
+    pub async fn activate(
+        &mut self,
+        bundle: Option<Arc<Bundle>>,
+        fresh_until: Timestamp,
+        numbers: Numbers,
+        anchor: &Digest,
+    ) -> Result<(), Error> {
+        let before = self.fresh_until.replace(fresh_until);
+        let is_in_force = |it: &super::InForce| {
+            bundle
+                .as_ref()
+                .is_none_or(|bundle| Arc::ptr_eq(bundle, &it.bundle))
+        };
+        let result = match bundle {
+            Some(bundle) if !self.in_force.as_ref().is_some_and(is_in_force) => {
+                self.apply(bundle).await
+            }
+            _ => self.freshen().map_err(Error::Tables),
+        };
+        if let Err(error) = result {
+            self.fresh_until = before;
+            return Err(error);
+        }
+        self.refused = None;
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        // The anchor last: until it is there the numbers count for nothing.
+        let same = maps.at::<u64>("GOVERNED", ANCHOR)? == anchor_of(anchor);
+        if !same {
+            maps.set("GOVERNED", ANCHOR, 0_u64)?;
+        }
+        if !same || maps.at::<u64>("GOVERNED", SEQUENCE)? != numbers.sequence {
+            let sequence = numbers.sequence;
+            self.log.write("revocations", json!({"sequence": sequence}));
+        }
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        maps.set("GOVERNED", VERSION, numbers.version)?;
+        maps.set("GOVERNED", SEQUENCE, numbers.sequence)?;
+        maps.set("GOVERNED", ANCHOR, anchor_of(anchor))?;
+        Ok(())
+    }
+
+    /// Something from governance was refused; what was in force stays.
+    pub async fn refused_by_node(&mut self, reason: String) {
+        tracing::error!("what governance sent is refused, what was in force stays: {reason}");
+        self.log.write("bundle-refused", json!({"reason": reason}));
+        self.refused = Some(reason);
+        self.stand_in().await;
+    }
+
+    /// For the tables.
+    pub(super) fn fresh_until(&self) -> BootNs {
+        self.clock.clock().until(self.fresh_until)
+    }
+
+    /// Moves only the time until which it is known that nothing is newer.
+    fn freshen(&mut self) -> Result<(), maps::Error> {
+        let fresh_until = self.fresh_until();
+        let index = self.generation.0 & 1;
+        let mut tables = Maps(&mut self.loaded.ebpf);
+        let mut bundle: tables::Bundle = tables.at("BUNDLES", index)?;
+        bundle.fresh_until = fresh_until;
+        tables.set("BUNDLES", index, bundle)?;
+        if let (Some(gate), Some(in_force)) = (&self.gate, &self.in_force) {
+            let rules = Rules::new(in_force.policy.clone(), in_force.generation, fresh_until);
+            gate.publish(Snapshot {
+                rules: Some(Arc::new(rules)),
+                places: Arc::new(self.places(&in_force.policy, None)),
+            });
+        }
+        Ok(())
+    }
+
+    /// What governance is told of this node.
+    pub fn node_status(&self) -> NodeStatus {
+        let requested = self.issued().map(|it| it.defaults.mode);
+        let monitoring = requested == Some(Mode::Monitor);
+        let word = |mode| match mode {
+            Mode::Enforce => "enforce",
+            Mode::Monitor => "monitor",
+        };
+        NodeStatus {
+            state: state(
+                &self.proven,
+                self.has_issued(),
+                monitoring,
+                self.loaded.tier,
+            ),
+            tier: self.loaded.tier.name().to_owned(),
+            requested_mode: requested.map_or("", word).to_owned(),
+            effective_mode: match (&self.proven, requested) {
+                (Ok(()), Some(mode)) => word(mode).to_owned(),
+                _ => "unproven".to_owned(),
+            },
+            not_covered: (self.not_covered().into_iter())
+                .map(ToString::to_string)
+                .collect(),
+            reason: self.proven.as_ref().err().cloned().unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What governance says is so in the kernel: at once, for a time, and without it.
+
+use std::{
+    fs,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Scene, cases, entitled, other};
+use crate::{
+    harness::{
+        Allowed, Bundle, Refused, check,
+        daemon::status,
+        governance::{Governance, connected, revoked},
+        wait_for, write,
+    },
+    peer,
+};
+
+cases![
+    revocation_stops_what_is_open,
+    grants_end_by_themselves,
+    stale_entitlements_end,
+    older_state_is_refused,
+];
+
+const KEY: &str = "read /srv/t/key";
+const HOME: &str = "tcp 10.20.0.2:9000";
+const ENTITLED: &str = "executable: {path: /opt/t/entitled}";
+const TO_HOME: &str = "destinations: [{cidr: 10.20.0.2, ports: [9000]}]";
+
+/// One key, with an entitlement to it.
+fn bundle(rest: &str) -> Bundle {
+    Bundle::default()
+        .file("key", "/srv/t/key")
+        .workload("app", ENTITLED)
+        .entitlement("E-key", "app", "key", &format!("{TO_HOME}{rest}"))
+}
+
+/// The scene with a server, and a daemon that follows it.
+fn governed(scene: &mut Scene, bundle: &Bundle, freshness: &str) -> Result<Governance> {
+    scene.off()?;
+    let governance = Governance::start(bundle, freshness)?;
+    scene.daemon = Some(governance.daemon()?);
+    Ok(governance)
+}
+
+fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
+    let governance = governed(scene, &bundle(""), "5m")?;
+    scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
+    scene.check(&other(), &[(KEY, Refused("wrong-executable"))])?;
+    let mut holder = entitled().start([
+        "hold /srv/t/key",
+        "pread-held",
+        "dial 10.20.0.2:9000",
+        "send",
+        "pause",
+        "pread-held",
+        "send",
+        KEY,
+        HOME,
+    ])?;
+    holder.until("paused")?;
+    governance.ask(&["revoke", "E-key", "--reason", "a test", "--ticket", "T-1"])?;
+    revoked(1)?;
+    let before = scene.outside.counts()?;
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    let refused = Refused("revoked");
+    let skip = outcome.steps.len().saturating_sub(4);
+    let expected = [
+        ("pread-held", refused),
+        ("send", refused),
+        (KEY, refused),
+        (HOME, refused),
+    ];
+    scene.compare(&before, &outcome, skip, &expected)?;
+
+    governance.ask(&["restore", "E-key", "--reason", "a test"])?;
+    wait_for("what was restored", || {
+        let outcome = entitled().run([KEY]).ok()?;
+        (outcome.last().ok()?.errno == 0).then_some(())
+    })?;
+    scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
+    scene.off()
+}
+
+/// Tries over and over, and says when it was refused first.
+fn first_refused(until: Timestamp) -> Result<Timestamp> {
+    loop {
+        let errno = entitled().run([KEY])?.last()?.errno;
+        let now = Timestamp::now();
+        match errno {
+            libc::EPERM => return Ok(now),
+            0 if now < until => thread::sleep(Duration::from_millis(100)),
+            _ => anyhow::bail!("at {now} it was {}", check::name(errno)),
+        }
+    }
+}
+
+fn grants_end_by_themselves(scene: &mut Scene) -> Result<()> {
+    let (lasts, dies) = if scene.brief { (15, 2) } else { (60, 5) };
+    let mut governance = governed(scene, &bundle(", activation: on-request"), "5m")?;
+    scene.check(&entitled(), &[(KEY, Refused("no-entitlement"))])?;
+    let span = format!("{lasts}s");
+    let words = [
+        "grant", "E-key", "--for", &span, "--reason", "a test", "--ticket", "T-2",
+    ];
+    let granted = governance.commit(&words)?;
+    wait_for("what was granted", || {
+        let outcome = entitled().run([KEY]).ok()?;
+        (outcome.last().ok()?.errno == 0).then_some(())
+    })?;
+    let mut holder = entitled().start([KEY, HOME, "pause", HOME])?;
+    holder.until("paused")?;
+    while Timestamp::now() < granted + SignedDuration::from_secs(dies) {
+        thread::sleep(Duration::from_millis(50));
+    }
+    let reads = status_tier().as_deref() != Some("fanotify");
+    // Nobody is left to end it, and nobody can be asked.
+    scene.daemon.take().context("no daemon")?.kill()?;
+    governance.kill()?;
+    peer::ip("link set lo down")?;
+    let end = granted + SignedDuration::from_secs(lasts);
+    let result = if reads {
+        first_refused(end + SignedDuration::from_secs(5))
+    } else {
+        Ok(end)
+    };
+    peer::ip("link set lo up")?;
+    let late = result?.duration_since(end);
+    println!("  refused {:.2} s after the end", late.as_secs_f64());
+    ensure!(
+        late > SignedDuration::from_millis(-50) && late < SignedDuration::from_secs(3),
+        "it was refused {late:#} after the end"
+    );
+    holder.go_on()?;
+    let outcome = holder.finish()?;
+    ensure!(outcome.last()?.errno == libc::EPERM, "{outcome:?}");
+    scene.daemon = Some(governance.daemon()?);
+    scene.check(&entitled(), &[(KEY, Refused("expired"))])?;
+    scene.off()
+}
+
+fn stale_entitlements_end(scene: &mut Scene) -> Result<()> {
+    for name in ["denied-key", "monitored-key"] {
+        write(format!("/srv/t/{name}"), "the secret itself\n")?;
+    }
+    let bundle = bundle("")
+        .file("denied", "/srv/t/denied-key")
+        .file("monitored", "/srv/t/monitored-key")
+        .entitlement(
+            "E-denied",
+            "app",
+            "denied",
+            &format!("{TO_HOME}, onStale: deny"),
+        )
+        .entitlement(
+            "E-monitored",
+            "app",
+            "monitored",
+            &format!("{TO_HOME}, onStale: monitor"),
+        );
+    let mut governance = governed(scene, &bundle, "5s")?;
+    let (denied, monitored) = ("read /srv/t/denied-key", "read /srv/t/monitored-key");
+    let fresh = [
+        (KEY, Allowed),
+        (denied, Allowed),
+        (monitored, Allowed),
+        (HOME, Allowed),
+    ];
+    // A statement that nothing is newer comes each second.
+    scene.check(&entitled(), &fresh)?;
+    thread::sleep(Duration::from_secs(7));
+    scene.check(&entitled(), &fresh)?;
+    governance.kill()?;
+    connected(false)?;
+    thread::sleep(Duration::from_secs(6));
+    scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
+    scene.check(&entitled(), &[(denied, Refused("expired"))])?;
+    let outcome = entitled().run([monitored])?;
+    ensure!(outcome.last()?.errno == 0, "{outcome:?}");
+    let events = scene.daemon()?.events.clone();
+    let pid = u64::from(outcome.pid);
+    let told = wait_for("what would have been refused", || {
+        events.find(|event| event.pid() == pid && event.reason() == "expired")
+    })?;
+    ensure!(
+        told.0["mode"]["effective"] == "monitor" && told.action_taken() == "none",
+        "the event is {}",
+        told.0
+    );
+    governance.serve()?;
+    connected(true)?;
+    wait_for("freshness", || {
+        let outcome = entitled().run([denied]).ok()?;
+        (outcome.last().ok()?.errno == 0).then_some(())
+    })?;
+    scene.check(&entitled(), &fresh)?;
+    scene.off()
+}
+
+/// Copies the files of a directory.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+fn older_state_is_refused(scene: &mut Scene) -> Result<()> {
+    let mut governance = governed(scene, &bundle(""), "5m")?;
+    let (kept, saved) = (
+        governance.node().join("governance"),
+        governance.path("saved"),
+    );
+    connected(true)?;
+    wait_for("a freshness statement", || {
+        let now = status().ok()?;
+        now["governance"]["freshUntil"]
+            .as_str()?
+            .starts_with("20")
+            .then_some(())
+    })?;
+    copy(&kept, &saved)?;
+    // Then the entitlement goes.
+    let without = Bundle::default()
+        .file("key", "/srv/t/key")
+        .workload("app", ENTITLED);
+    governance.issue(&without)?;
+    wait_for("the new bundle", || {
+        let outcome = entitled().run([KEY]).ok()?;
+        (outcome.last().ok()?.errno == libc::EPERM).then_some(())
+    })?;
+    governance.kill()?;
+    scene.daemon.take().context("no daemon")?.hand_over()?;
+    // With its files as they were before, the next daemon would bring it back.
+    fs::remove_dir_all(&kept)?;
+    copy(&saved, &kept)?;
+    let start = Instant::now();
+    scene.daemon = Some(governance.launch()?);
+    let refused = wait_for("that it is refused", || {
+        let now = status().ok()?;
+        now["refused"].as_str().map(str::to_owned)
+    })?;
+    ensure!(
+        refused.contains("older copy"),
+        "it is refused because {refused}"
+    );
+    let reads_go_on = status_tier().as_deref() == Some("fanotify");
+    let outcome = entitled().run([KEY])?;
+    ensure!(
+        reads_go_on || outcome.last()?.errno == libc::EPERM,
+        "{outcome:?}"
+    );
+    println!(
+        "  refused {:.1} s after the start",
+        start.elapsed().as_secs_f64()
+    );
+    governance.serve()?;
+    connected(true)?;
+    wait_for("what is newer", || {
+        let now = status().ok()?;
+        now["bundle"]["entitlements"]
+            .as_u64()
+            .filter(|count| *count == 0)
+    })?;
+    scene.check(&entitled(), &[(KEY, Refused("no-entitlement"))])?;
+    scene.off()
+}
+
+/// By what means the daemon gates.
+fn status_tier() -> Option<String> {
+    Some(status().ok()?["tier"].as_str()?.to_owned())
+}
