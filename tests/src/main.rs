@@ -14,6 +14,7 @@ mod bpf;
 mod bundle;
 mod cases;
 mod demo;
+mod fleet;
 mod harness;
 mod isolate;
 mod load;
@@ -89,6 +90,21 @@ enum Command {
         #[arg(long, default_value_t = 2_000)]
         operations: usize,
     },
+    /// Measure how soon a revocation is in the kernel
+    Revocations {
+        /// How many
+        #[arg(long, default_value_t = 200)]
+        count: usize,
+    },
+    /// Measure a governance server with many nodes
+    Fleet {
+        /// How many
+        #[arg(long, default_value_t = 5_000)]
+        nodes: usize,
+        /// How many entitlements each has
+        #[arg(long, default_value_t = 100)]
+        entitlements: usize,
+    },
     /// Compare the kernel's decisions with the host's
     Replay {
         /// How many cases, at least
@@ -147,7 +163,14 @@ fn main() -> ExitCode {
             print!("{}", attacks::coverage::table());
             Ok(true)
         }
+        Command::Revocations { count } => {
+            return apart(false, |_| cases::governance::measure(count));
+        }
         Command::Demo => demo::run(),
+        Command::Fleet {
+            nodes,
+            entitlements,
+        } => fleet::run(nodes, entitlements),
         Command::Load { size, operations } => load::run(size, operations).map(|()| true),
         Command::Replay { cases, seed } => replay::run(cases, seed),
         Command::Peer => peer::run().map(|()| true),

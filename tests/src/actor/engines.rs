@@ -437,3 +437,9 @@ fn loop_held(state: &State, device: &str) -> nix::Result<Done> {
     Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_FD, file.as_raw_fd()) })?;
     Ok(Done::default())
 }
+
+/// Reads the file that is held from its beginning.
+pub fn read_again(state: &State) -> nix::Result<usize> {
+    let file = state.file.as_ref().ok_or(Errno::EBADF)?;
+    nix::sys::uio::pread(file, &mut [0; PAGE], 0)
+}

@@ -166,6 +166,15 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
             let to = words.address()?;
             files::hammer(words.number()?, || sockets::udp(to).map(|_| 0))
         }
+        "hammer-held" => {
+            let pause_us = words.number()?;
+            files::hammer(pause_us, || {
+                // Both are tried, whatever comes of the one.
+                let read = engines::read_again(state);
+                sockets::send(state)?;
+                read
+            })
+        }
         "uring-read" => uring::read(&words.next()?, How::Inline),
         "uring-read-async" => uring::read(&words.next()?, How::Worker),
         "uring-tcp" => uring::connect(words.address()?, How::Inline),

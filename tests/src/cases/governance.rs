@@ -89,6 +89,52 @@ fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
     scene.off()
 }
 
+/// Measures how long after the server's commit a read by an open descriptor and a send on an established connection
+/// are first refused, as the kernel's clock has it.
+pub fn measure(count: usize) -> Result<bool> {
+    let mut scene = Scene::set_up(false)?;
+    let governance = governed(&mut scene, &bundle(""), "5m")?;
+    let mut spans: [Vec<f64>; 2] = Default::default();
+    for round in 1..=count {
+        let steps = ["hold /srv/t/key", "dial 10.20.0.2:9000", "hammer-held 500"];
+        let mut holder = entitled().start(steps)?;
+        holder.until("hammering")?;
+        thread::sleep(Duration::from_millis(round as u64 % 97));
+        let committed = governance.commit(&["revoke", "E-key", "--reason", "a measurement"])?;
+        let events = scene.daemon()?.events.clone();
+        let pid = u64::from(holder.pid());
+        for (kind, spans) in ["read", "reach"].into_iter().zip(&mut spans) {
+            let refused = wait_for(kind, || {
+                let mut of = events.of(holder.pid()).into_iter();
+                of.find(|it| it.pid() == pid && it.kind() == kind && it.reason() == "revoked")
+            })?;
+            let at: Timestamp = refused.0["time"].as_str().unwrap_or_default().parse()?;
+            spans.push(at.duration_since(committed).as_secs_f64() * 1000.0);
+        }
+        holder.finish()?;
+        governance.ask(&["restore", "E-key", "--reason", "a measurement"])?;
+        wait_for("what was restored", || {
+            let outcome = entitled().run([KEY]).ok()?;
+            (outcome.last().ok()?.errno == 0).then_some(())
+        })?;
+    }
+    for (what, mut spans) in ["read by an open descriptor", "send on a connection"]
+        .into_iter()
+        .zip(spans)
+    {
+        spans.sort_by(f64::total_cmp);
+        let at = |part: f64| spans[((spans.len() - 1) as f64 * part) as usize];
+        println!(
+            "{count} revocations, from the commit to the first refused {what}: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+    }
+    scene.off()?;
+    Ok(true)
+}
+
 /// Tries over and over, and says when it was refused first.
 fn first_refused(until: Timestamp) -> Result<Timestamp> {
     loop {

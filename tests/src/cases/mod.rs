@@ -14,7 +14,7 @@ mod appear;
 mod basics;
 mod clock;
 mod fanotify;
-mod governance;
+pub mod governance;
 mod holders;
 mod kill;
 pub mod kills;

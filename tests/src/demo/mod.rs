@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 
 use crate::harness::{
     ALICE, Actor, Allowed, BOB, Bundle, Cgroup, Daemon, Event, Expect, Killed, Outside, Refused,
-    check, copy_program, wait_for, write,
+    check, copy_program, governance::Governance, wait_for, write,
 };
 
 mod paint;
@@ -30,11 +30,21 @@ const ELSEWHERE: &str = "tcp 10.20.0.66:9000";
 /// How long the entitlement lasts in the scene in which it ends.
 const LASTS: SignedDuration = SignedDuration::from_secs(6);
 
-fn bundle(action: &str, until: Timestamp) -> Bundle {
-    let text = include_str!("bundle.yaml")
+fn text(action: &str, until: Timestamp) -> String {
+    include_str!("bundle.yaml")
         .replace("ACTION", action)
-        .replace("UNTIL", &format!("{until:.0}"));
-    Bundle::default().front(text)
+        .replace("UNTIL", &format!("{until:.0}"))
+}
+
+fn bundle(action: &str, until: Timestamp) -> Bundle {
+    Bundle::default().front(text(action, until))
+}
+
+/// The same, and the entitlement has to be granted.
+fn on_request(until: Timestamp) -> Bundle {
+    let text = text("block", until);
+    Bundle::default()
+        .front(text.replace("    approval:", "    activation: on-request\n    approval:"))
 }
 
 /// What all scenes are played on.
@@ -89,6 +99,7 @@ pub fn run() -> Result<bool> {
     stage.without_a_daemon(tomorrow)?;
     stage.expiry()?;
     stage.kill(tomorrow)?;
+    stage.governance(tomorrow)?;
     stage.end()
 }
 
@@ -278,6 +289,77 @@ impl Stage {
         self.daemon.swap(&bundle("kill", until))?;
         self.service(&[READ, (API, Allowed)])?;
         self.service(&[READ, (ELSEWHERE, Killed)])
+    }
+
+    fn governance(&mut self, tomorrow: Timestamp) -> Result<()> {
+        self.heading(
+            "From here on a governance server says who may: ENT-1042 is given on request only",
+        );
+        println!("    $ enforcer governance serve /etc/enforcer/fleet &");
+        println!("    $ enforcer run --governance https://127.0.0.1:7443 --join-token TOKEN ... &");
+        let governance = Governance::start(&on_request(tomorrow), "5m")?;
+        // The new daemon takes over from the old one.
+        self.daemon.hand_over_to(|| governance.daemon())?;
+        self.settled(|stage| stage.may_read(false))?;
+        self.nodes(&governance)?;
+        self.service(&[(READ.0, Refused("no-entitlement"))])?;
+
+        self.heading("Somebody needs it: granted for ten minutes");
+        self.say(
+            &governance,
+            &[
+                "grant", "ENT-1042", "--for", "10m", "--reason", "invoices", "--ticket", "GOV-7",
+            ],
+        )?;
+        self.settled(|stage| stage.may_read(true))?;
+        self.service(&[READ, (API, Allowed)])?;
+
+        self.heading("It was the wrong ticket: revoked, at once, on all nodes");
+        self.say(
+            &governance,
+            &["revoke", "ENT-1042", "--reason", "granted by mistake"],
+        )?;
+        self.settled(|stage| stage.may_read(false))?;
+        self.service(&[(READ.0, Refused("revoked"))])?;
+
+        self.heading("The server has the evidence");
+        let file = governance.evidence()?;
+        println!("    $ tail -1 {}", file.display());
+        let told = wait_for("the evidence", || {
+            let text = fs::read_to_string(&file).ok()?;
+            let mut lines = text.lines().rev();
+            lines.find_map(|line| {
+                let event = Event(serde_json::from_str(line).ok()?);
+                (event.reason() == "revoked").then_some(event)
+            })
+        });
+        let result = told.map(|event| println!("      {}", self.paint.quiet(&sentence(&event))));
+        self.nodes(&governance)?;
+        self.judge(result);
+        Ok(())
+    }
+
+    /// What the server's operator types, and what is answered.
+    fn say(&self, governance: &Governance, words: &[&str]) -> Result<()> {
+        println!("    $ enforcer governance {}", words.join(" "));
+        print!("      {}", governance.ask(words)?);
+        Ok(())
+    }
+
+    fn nodes(&self, governance: &Governance) -> Result<()> {
+        self.say(governance, &["nodes"])
+    }
+
+    /// Waits until that is so.
+    fn settled(&self, holds: impl Fn(&Self) -> bool) -> Result<()> {
+        wait_for("what governance said", || holds(self).then_some(()))
+    }
+
+    /// Whether the service may read its key now, and that is all there is to it.
+    fn may_read(&self, expected: bool) -> bool {
+        let actor = Actor::new(SERVICE).within(self.unit.name()).user(ALICE);
+        let outcome = actor.run([READ.0]);
+        outcome.is_ok_and(|it| it.last().is_ok_and(|step| (step.errno == 0) == expected))
     }
 
     fn end(self) -> Result<bool> {

@@ -203,6 +203,13 @@ impl Daemon {
         clean_up()
     }
 
+    /// Stops it, and this one takes its place.
+    pub fn hand_over_to(&mut self, next: impl FnOnce() -> Result<Self>) -> Result<()> {
+        self.end()?;
+        *self = next()?;
+        Ok(())
+    }
+
     /// Stops it, and leaves its programs to the next.
     pub fn hand_over(mut self) -> Result<()> {
         self.end()

@@ -124,6 +124,15 @@ impl Governance {
         at.with_context(|| format!("the server said {said:?}"))
     }
 
+    /// The node's evidence, once there is any.
+    pub fn evidence(&self) -> Result<PathBuf> {
+        let directory = self.path("server/evidence").join(NODE);
+        wait_for("evidence", || {
+            let entry = fs::read_dir(&directory).ok()?.next()?;
+            Some(entry.ok()?.path())
+        })
+    }
+
     /// A daemon that follows it, once it enforces.
     pub fn daemon(&self) -> Result<Daemon> {
         Daemon::governed(&self.options().each_ref().map(String::as_str))

@@ -1,10 +1,8 @@
 //! What a node takes from governance, and everything that it refuses: nothing here has a wire.
 
-#[path = "held/office.rs"]
-mod office;
-
 use std::sync::Arc;
 
+use super::office::{ISSUER, Office, entitlements, parts};
 use enforcer_bundle::{Bundle, Change, Kind, Labels};
 use enforcer_governance::envelope::Envelope;
 use enforcer_governance::held::{Changed, Held, MAX_DELTAS, MAX_PAYLOAD, Numbers};
@@ -12,7 +10,6 @@ use enforcer_governance::state::State;
 use enforcer_governance::statement::{Delta, Snapshot, Statement as _, Target};
 use enforcer_governance::trust::{Signers, TrustRoot};
 use jiff::{SignedDuration, Timestamp};
-use office::{ISSUER, Office, entitlements, parts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,16 +1,11 @@
 //! Nodes and the real server, over TLS on a loopback address.
 
-#[path = "wire/node.rs"]
-mod node;
-#[path = "wire/server.rs"]
-mod server;
-
 use std::time::Duration;
 
+use super::node::{Node, spool, until};
+use super::server::Server;
 use enforcer_governance::contract::governance_client::GovernanceClient;
 use enforcer_governance::contract::{FetchRequest, Hello};
-use node::{Node, spool, until};
-use server::Server;
 use tonic::Code;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
@@ -277,11 +272,6 @@ async fn evidence_arrives_once() {
         assert!(spool.append(&record).expect("written"));
     };
     (1..=2500).for_each(&mut append);
-    let reader = {
-        let again = node::spool(&own);
-        again.reader()
-    };
-    drop(reader);
     let directory = own.clone();
     let spool_reader = spool.reader();
     let node = Node::with_evidence(&server.place(), "n1", &own, &[], Some(spool_reader.clone()));

@@ -1,0 +1,9 @@
+//! Nodes and their governance: what they take, by themselves and over a wire.
+
+mod held;
+mod hostile;
+mod node;
+mod office;
+mod server;
+mod stranger;
+mod wire;
