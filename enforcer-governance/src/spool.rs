@@ -156,6 +156,12 @@ impl Spool {
         Ok(true)
     }
 
+    /// The number of the last record; 0 if there is none.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.next - 1
+    }
+
     /// How many records found no room since this was last asked.
     pub fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)

@@ -14,6 +14,7 @@ mod bpf;
 mod bundle;
 mod cases;
 mod demo;
+mod evidence;
 mod fleet;
 mod harness;
 mod isolate;
@@ -120,6 +121,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         steps: Vec<String>,
     },
+    /// Be a node that only reports
+    #[command(hide = true)]
+    Report {
+        directory: std::path::PathBuf,
+        url: String,
+        node: String,
+    },
     /// Be the world outside
     #[command(hide = true)]
     Peer,
@@ -166,6 +174,11 @@ fn main() -> ExitCode {
         Command::Revocations { count } => {
             return apart(false, |_| cases::governance::measure(count));
         }
+        Command::Report {
+            directory,
+            url,
+            node,
+        } => evidence::run(&directory, &url, &node),
         Command::Demo => demo::run(),
         Command::Fleet {
             nodes,

@@ -59,7 +59,7 @@ async fn what_is_wrong_is_refused_and_told() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_huge_envelope_is_refused_unread() {
-    assert!(MAX_PAYLOAD < 200_000_000);
+    const { assert!(MAX_PAYLOAD < 200_000_000) };
     let (node, heard, _directory) = with_a_bundle(Does::Sends(vec![huge()])).await;
     node.until_refused("too large").await;
     assert_eq!(node.in_force(), "E1");

@@ -332,7 +332,10 @@ fn described(node: &Node) -> Value {
 }
 
 fn line(node: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let text = |value: &Value| match value.as_str() {
+        Some("") | None => "-".to_owned(),
+        Some(text) => text.to_owned(),
+    };
     let connected = node["connected"] == true;
     let mut line = format!(
         "{:<24} {:<12} version {:<6} revocation {:<4} {:<24} {} -> {}",

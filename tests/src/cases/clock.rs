@@ -19,12 +19,12 @@ const LASTS: SignedDuration = SignedDuration::from_secs(10);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Steps the wall clock, and back again when dropped.
-struct Stepped {
+pub(super) struct Stepped {
     forward: bool,
 }
 
 impl Stepped {
-    fn by_a_day(forward: bool) -> Result<Self> {
+    pub fn by_a_day(forward: bool) -> Result<Self> {
         step(forward)?;
         Ok(Self { forward })
     }

@@ -2,7 +2,9 @@
 
 use std::{
     fs,
+    os::unix::process::CommandExt as _,
     path::Path,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -10,12 +12,12 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Scene, cases, entitled, other};
+use super::{Scene, cases, clock::Stepped, entitled, other};
 use crate::{
     harness::{
         Allowed, Bundle, Refused, check,
         daemon::status,
-        governance::{Governance, connected, revoked},
+        governance::{Governance, URL, connected, revoked},
         wait_for, write,
     },
     peer,
@@ -26,6 +28,8 @@ cases![
     grants_end_by_themselves,
     stale_entitlements_end,
     older_state_is_refused,
+    a_day_without_the_server,
+    evidence_survives_kills,
 ];
 
 const KEY: &str = "read /srv/t/key";
@@ -319,6 +323,146 @@ fn older_state_is_refused(scene: &mut Scene) -> Result<()> {
     })?;
     scene.check(&entitled(), &[(KEY, Refused("no-entitlement"))])?;
     scene.off()
+}
+
+fn a_day_without_the_server(scene: &mut Scene) -> Result<()> {
+    write("/srv/t/denied-key", "the secret itself\n")?;
+    let denied = "read /srv/t/denied-key";
+    let stale = bundle("").file("denied", "/srv/t/denied-key").entitlement(
+        "E-denied",
+        "app",
+        "denied",
+        &format!("{TO_HOME}, onStale: deny"),
+    );
+    let mut governance = governed(scene, &stale, "5m")?;
+    connected(true)?;
+    wait_for("freshness", || {
+        let outcome = entitled().run([denied]).ok()?;
+        (outcome.last().ok()?.errno == 0).then_some(())
+    })?;
+    governance.kill()?;
+    let stepped = Stepped::by_a_day(true)?;
+    wait_for("staleness", || {
+        let outcome = entitled().run([denied]).ok()?;
+        (outcome.last().ok()?.errno == libc::EPERM).then_some(())
+    })?;
+    scene.check(&entitled(), &[(denied, Refused("expired")), (KEY, Allowed)])?;
+    // What has changed meanwhile comes as a delta.
+    governance.issue(&stale.file("second", "/srv/t/second-key"))?;
+    governance.serve()?;
+    connected(true)?;
+    let second = "read /srv/t/second-key";
+    wait_for("the new version", || {
+        let outcome = entitled().run([second]).ok()?;
+        (outcome.last().ok()?.errno == libc::EPERM).then_some(())
+    })?;
+    wait_for("freshness", || {
+        let outcome = entitled().run([denied]).ok()?;
+        (outcome.last().ok()?.errno == 0).then_some(())
+    })?;
+    let chain = wait_for("it on disk", || {
+        let text = fs::read(governance.node().join("governance/bundle.json")).ok()?;
+        let chain: Vec<serde_json::Value> = serde_json::from_slice(&text).ok()?;
+        (chain.len() == 2).then_some(chain)
+    })?;
+    let is_delta =
+        |it: &serde_json::Value| it["payloadType"].as_str().unwrap_or("").contains("delta");
+    ensure!(
+        chain.iter().map(is_delta).eq([false, true]),
+        "it came by other ways"
+    );
+    let done = scene.off();
+    drop(stepped);
+    done
+}
+
+/// A process that is killed when dropped.
+struct Reporter(Child);
+
+impl Reporter {
+    fn start(governance: &Governance) -> Result<Self> {
+        let child = Command::new(std::env::current_exe()?)
+            .arg0("enforcer-tests")
+            .arg("report")
+            .arg(governance.path(""))
+            .args([URL, REPORTER])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot start the reporter")?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const REPORTER: &str = "reporter";
+
+/// How many records a file has, which must be those from 1 on.
+fn whole(file: &Path) -> Result<u64> {
+    let text = fs::read_to_string(file)?;
+    let mut next = 1;
+    for line in text.lines() {
+        let record: serde_json::Value = serde_json::from_str(line)?;
+        ensure!(record["number"] == next, "record {next} is {line}");
+        next += 1;
+    }
+    Ok(next - 1)
+}
+
+fn evidence_survives_kills(scene: &mut Scene) -> Result<()> {
+    scene.off()?;
+    let kills = if scene.brief { 5 } else { 50 };
+    let mut governance = Governance::start(&bundle(""), "5m")?;
+    fs::create_dir_all(governance.path(REPORTER))?;
+    governance.admit(REPORTER, "reporter/token")?;
+    let mut reporter = Reporter::start(&governance)?;
+    let file = governance.evidence_of(REPORTER)?;
+    let mut moments = 7_u64;
+    for _ in 0..kills {
+        moments = moments
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        thread::sleep(Duration::from_millis(50 + (moments >> 33) % 250));
+        if moments >> 62 & 1 == 0 {
+            governance.kill()?;
+            governance.serve()?;
+        } else {
+            drop(reporter);
+            reporter = Reporter::start(&governance)?;
+        }
+    }
+    fs::write(governance.path("reporter/enough"), "")?;
+    // All of it arrives, once.
+    let (mut last, mut same) = (0, 0);
+    while same < 10 {
+        thread::sleep(Duration::from_millis(300));
+        let now = whole(&file)?;
+        same = if now == last && now > 0 { same + 1 } else { 0 };
+        last = now;
+    }
+    let evidence = governance.path("reporter/evidence");
+    let stored: u64 = fs::read_to_string(evidence.join("stored"))?.parse()?;
+    let mut segments: Vec<_> = fs::read_dir(&evidence)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|it| it == "jsonl"))
+        .collect();
+    segments.sort();
+    let newest = segments.last().context("no spool")?;
+    let text = fs::read_to_string(newest)?;
+    let written: serde_json::Value = serde_json::from_str(text.lines().last().context("empty")?)?;
+    ensure!(
+        written["number"] == last && stored == last,
+        "the node wrote {written}, has receipts up to {stored}, and the server has {last}"
+    );
+    println!("  {last} records over {kills} kills");
+    drop(reporter);
+    Ok(())
 }
 
 /// By what means the daemon gates.

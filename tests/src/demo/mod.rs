@@ -301,6 +301,12 @@ impl Stage {
         // The new daemon takes over from the old one.
         self.daemon.hand_over_to(|| governance.daemon())?;
         self.settled(|stage| stage.may_read(false))?;
+        // A moment later its canaries have been tried.
+        self.settled(|_| {
+            governance
+                .ask(&["nodes"])
+                .is_ok_and(|it| it.contains("-> enforce"))
+        })?;
         self.nodes(&governance)?;
         self.service(&[(READ.0, Refused("no-entitlement"))])?;
 

@@ -17,6 +17,8 @@ use crate::bundle;
 
 /// Where it listens.
 const ADDRESS: &str = "127.0.0.1:7443";
+/// The same as nodes have it.
+pub const URL: &str = "https://127.0.0.1:7443";
 /// The node's name.
 const NODE: &str = "guest";
 
@@ -42,9 +44,14 @@ impl Governance {
         };
         governance.issue(bundle)?;
         governance.serve()?;
-        let token = governance.ask(&["token", NODE, "--for", "1h"])?;
-        fs::write(governance.path("token"), token)?;
+        governance.admit(NODE, "token")?;
         Ok(governance)
+    }
+
+    /// Puts a token for a node into a file.
+    pub fn admit(&self, node: &str, file: &str) -> Result<()> {
+        let token = self.ask(&["token", node, "--for", "1h"])?;
+        Ok(fs::write(self.path(file), token)?)
     }
 
     /// Of the server's directory.
@@ -126,7 +133,12 @@ impl Governance {
 
     /// The node's evidence, once there is any.
     pub fn evidence(&self) -> Result<PathBuf> {
-        let directory = self.path("server/evidence").join(NODE);
+        self.evidence_of(NODE)
+    }
+
+    /// The same of another node.
+    pub fn evidence_of(&self, node: &str) -> Result<PathBuf> {
+        let directory = self.path("server/evidence").join(node);
         wait_for("evidence", || {
             let entry = fs::read_dir(&directory).ok()?.next()?;
             Some(entry.ok()?.path())
@@ -146,7 +158,7 @@ impl Governance {
     fn options(&self) -> [String; 6] {
         let option = |name: &str, path: &str| format!("--{name}={}", self.path(path).display());
         [
-            format!("--governance=https://{ADDRESS}"),
+            format!("--governance={URL}"),
             option("governance-ca", "server/ca.pem"),
             option("trust", "server/trust.json"),
             option("join-token", "token"),
