@@ -204,18 +204,6 @@ pub const ATTACKS: &[Attack] = &[
             refused_bundles(s, &[format!("{head}{generous}")])
         },
     ),
-    untried(
-        "D21",
-        "governance_spoofed",
-        "another governance server",
-        "bundles come from files only yet",
-    ),
-    untried(
-        "D22",
-        "governance_silent",
-        "a governance server that is kept from talking",
-        "bundles come from files only yet",
-    ),
     attack(
         "D23",
         "malformed_bundles",
@@ -344,7 +332,7 @@ pub const ATTACKS: &[Attack] = &[
         "D32",
         "own_files",
         "the program, its configuration, its keys",
-        "bundles have no signature yet; files have their rights",
+        "files have their rights; what comes from governance is signed, and an older copy of it is not used",
     ),
     attack(
         "D33",

@@ -19,6 +19,7 @@ mod daemon;
 mod environment;
 mod families;
 mod forwarding;
+mod governance;
 mod holders;
 mod inbound;
 mod inflight;
@@ -86,6 +87,7 @@ const ALL: &[&[Attack]] = &[
     local::ATTACKS,
     tamper::ATTACKS,
     daemon::ATTACKS,
+    governance::ATTACKS,
 ];
 
 /// How the rows came out.

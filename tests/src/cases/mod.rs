@@ -118,6 +118,13 @@ impl Scene {
         self.daemon()
     }
 
+    /// A new daemon, however it is started.
+    pub fn start(&mut self, start: impl FnOnce() -> Result<Daemon>) -> Result<&mut Daemon> {
+        self.off()?;
+        self.daemon = Some(start()?);
+        self.daemon()
+    }
+
     /// A new daemon, with this bundle in force, and with options that make something small.
     pub fn small(&mut self, bundle: &Bundle, options: &[&str]) -> Result<&mut Daemon> {
         self.off()?;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 
 use super::{
+    FILES,
     daemon::{Bundle, Daemon, LOGS, status},
     wait_for,
 };
@@ -32,7 +33,7 @@ pub struct Governance {
 impl Governance {
     /// Serves this bundle from a new directory.
     pub fn start(bundle: &Bundle, freshness: &str) -> Result<Self> {
-        let directory = PathBuf::from("/srv/governance");
+        let directory = PathBuf::from(FILES).join("governance");
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
         }
