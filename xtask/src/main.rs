@@ -4,6 +4,7 @@ mod apt;
 mod cmd;
 mod cpio;
 mod demo;
+mod fuzz;
 mod initramfs;
 mod kernels;
 mod modules;

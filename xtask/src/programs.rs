@@ -4,7 +4,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{cmd, paths, toolchain};
 
-const HOST: &str = "x86_64-unknown-linux-gnu";
+/// What the machine runs.
+pub const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds everything that a guest runs.
 pub fn run() -> Result<()> {

@@ -11,12 +11,13 @@ use crate::{
 
 const BPF_LINKER: &str = "0.10.4";
 
-/// Debian packages for guests and kernels.
+/// Debian packages for guests, kernels and fuzzing.
 const GUEST_PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "busybox-static",
     "cpio",
     "kmod",
+    "g++",
     "xz-utils",
     "zstd",
     "debian-archive-keyring",

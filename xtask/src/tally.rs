@@ -33,6 +33,15 @@ impl fmt::Display for Tally {
 }
 
 impl Tally {
+    /// The fuzz targets that were run to the end.
+    pub fn of_fuzzing(log: &str) -> Self {
+        let done = |line: &&str| line.starts_with("Done ") && line.contains(" runs in ");
+        Self {
+            passed: log.lines().filter(done).count() as u64,
+            ..Self::default()
+        }
+    }
+
     /// The sum over a `cargo test` log, one result line per test program.
     pub fn of_cargo(log: &str) -> Self {
         let mut sum = Self::default();

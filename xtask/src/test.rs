@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::{cmd, kernels::Wanted, paths, tally::Tally, toolchain, vm};
+use crate::{cmd, fuzz, kernels::Wanted, paths, tally::Tally, toolchain, vm};
 
 /// As many guests at once; each is mostly one thread's work.
 const GUESTS: usize = 2;
@@ -94,6 +94,7 @@ enum Stage {
     Clippy,
     Docs,
     Unit,
+    Fuzz,
     Guest,
 }
 
@@ -159,6 +160,7 @@ fn on_this_machine(stage: Stage, logs: &Path) -> Report {
         .and_then(|()| counted(stage, &log));
     let tally = match stage {
         Stage::Unit => Tally::of_cargo(&read(&log)),
+        Stage::Fuzz => Tally::of_fuzzing(&read(&log)),
         _ => Tally::default(),
     };
     println!("{}", verdict(&result, start, &log));
@@ -193,6 +195,7 @@ fn commands(stage: Stage) -> Result<Vec<Command>> {
         Stage::Unit => vec![cargo(
             "test --workspace --exclude enforcer-ebpf --no-fail-fast",
         )],
+        Stage::Fuzz => fuzz::commands()?,
         Stage::Guest => vec![],
     })
 }
@@ -207,7 +210,12 @@ fn run_all(commands: Vec<Command>, log: &Path) -> Result<()> {
 
 /// No tests at all is what a broken test run looks like, too.
 fn counted(stage: Stage, log: &Path) -> Result<()> {
-    if stage == Stage::Unit && Tally::of_cargo(&read(log)).passed == 0 {
+    let passed = match stage {
+        Stage::Unit => Tally::of_cargo(&read(log)).passed,
+        Stage::Fuzz => Tally::of_fuzzing(&read(log)).passed,
+        _ => return Ok(()),
+    };
+    if passed == 0 {
         bail!("no test was run");
     }
     Ok(())
