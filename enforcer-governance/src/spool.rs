@@ -33,6 +33,8 @@ pub struct Spool {
     looked: Instant,
     next: u64,
     dropped: u64,
+    /// Something is not on disk yet.
+    dirty: bool,
     written: watch::Sender<u64>,
 }
 
@@ -108,6 +110,7 @@ impl Spool {
             looked: Instant::now(),
             next,
             dropped: 0,
+            dirty: false,
             written: watch::Sender::new(next - 1),
         })
     }
@@ -151,6 +154,7 @@ impl Spool {
         let bytes = record.len() as u64 + 1;
         self.bytes += bytes;
         self.total += bytes;
+        self.dirty = true;
         self.written.send_replace(self.next);
         self.next += 1;
         Ok(true)
@@ -171,8 +175,12 @@ impl Spool {
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+    pub fn sync(&mut self) -> io::Result<()> {
+        if self.dirty {
+            self.file.sync_data()?;
+            self.dirty = false;
+        }
+        Ok(())
     }
 }
 

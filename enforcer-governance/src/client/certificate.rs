@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rcgen::{CertificateParams, KeyPair};
@@ -12,6 +13,9 @@ use super::Config;
 use crate::contract::EnrollRequest;
 use crate::contract::enrollment_client::EnrollmentClient;
 use crate::files;
+
+/// Between two attempts to renew one.
+const RETRY: Duration = Duration::from_secs(60 * 60);
 
 /// Why the node has no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -174,17 +178,25 @@ impl Identity {
     }
 
     fn is_old(&self) -> bool {
-        let Ok((_, pem)) = parse_x509_pem(self.certificate.as_bytes()) else {
-            return true;
-        };
-        let Ok(certificate) = pem.parse_x509() else {
-            return true;
-        };
-        let validity = certificate.validity();
+        self.renewal().is_none_or(|at| Timestamp::now() >= at)
+    }
+
+    /// When half of its time is over.
+    fn renewal(&self) -> Option<Timestamp> {
+        let (_, pem) = parse_x509_pem(self.certificate.as_bytes()).ok()?;
+        let validity = pem.parse_x509().ok()?.validity().clone();
         let (from, until) = (
             validity.not_before.timestamp(),
             validity.not_after.timestamp(),
         );
-        Timestamp::now().as_second() > from + (until - from) / 2
+        Timestamp::from_second(from + (until - from) / 2).ok()
+    }
+
+    /// How long a connection may last, so that the certificate does not end before the next one.
+    pub(super) fn lasts(&self) -> Duration {
+        let left = self.renewal().map(|at| at - Timestamp::now());
+        let left = left.and_then(|left| Duration::try_from(left).ok());
+        // What could not be renewed is tried again.
+        left.unwrap_or_default().max(RETRY)
     }
 }

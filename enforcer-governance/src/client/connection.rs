@@ -104,6 +104,9 @@ pub(super) async fn run(client: &mut Client, backoff: &mut Backoff) -> Ended {
     };
     tokio::select! {
         ended = follow => ended,
+        () = tokio::time::sleep(identity.lasts()) => {
+            Ended::because("it is time to renew the node's certificate")
+        }
         never = evidence => match never {},
     }
 }

@@ -22,6 +22,8 @@ use crate::keys::SigningKey;
 use crate::statement::{Freshness, Revocation, Snapshot, Statement as _, Target};
 use crate::trust::TrustRoot;
 
+/// After so many revocations there is a version that includes them: nodes need not keep more.
+const MOST_REVOCATIONS: u64 = 256;
 /// How many versions are kept for deltas.
 const HISTORY: usize = 32;
 /// The longest time that an entitlement can be granted for.
@@ -387,6 +389,11 @@ impl Ledger {
             .revocations
             .push((revocation.sequence, envelope.into()));
         content.saved.revoked.insert(target);
+        let last = content.versions.back();
+        let included = last.map_or(0, |it| it.record.includes_revocations);
+        if revocation.sequence - included >= MOST_REVOCATIONS {
+            self.issue(&mut content, true)?;
+        }
         self.sign_freshness(&mut content);
         let committed = content.committed();
         let saved = content.saved.clone();

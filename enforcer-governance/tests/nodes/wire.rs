@@ -299,3 +299,42 @@ async fn evidence_arrives_once() {
     drop(node);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_revocations_become_a_version() {
+    let place = directory();
+    let server = Server::start(place.path(), &["E1", "E2"]).await;
+    let own = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1 E2").await;
+    for _ in 0..260 {
+        server.revoke("E1").await.expect("revoked");
+    }
+    while server
+        .knows("n1")
+        .await
+        .held
+        .unwrap_or_default()
+        .revocation_sequence
+        < 260
+    {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.until_in_force("E1! E2").await;
+    let held = server.knows("n1").await.held.unwrap_or_default();
+    assert_eq!((held.bundle_version, held.revocation_sequence), (2, 260));
+    // A node that comes now needs four of them, and knows of all.
+    let own = server.admit("n2", &[]).await;
+    let late = Node::start(&server.place(), "n2", &own, &[]);
+    late.until_in_force("E1! E2").await;
+    let kept = || {
+        let text = std::fs::read(own.join("state/state.json")).unwrap_or_default();
+        let kept: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        kept["rest"].as_array().map_or(0, Vec::len)
+    };
+    until("four revocations and a freshness statement", kept, |it| {
+        *it == 5
+    })
+    .await;
+    server.stop().await;
+}
