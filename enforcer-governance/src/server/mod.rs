@@ -11,6 +11,7 @@ mod evidence;
 mod issued;
 mod ledger;
 mod registry;
+mod remote;
 mod sync;
 
 use std::io;
@@ -39,6 +40,8 @@ use authority::Authority;
 use evidence::Archive;
 use ledger::{Ledger, read_json, write_json};
 use registry::Registry;
+pub use remote::Location;
+use remote::Remote;
 
 /// Most bytes of a message from a node.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -118,11 +121,20 @@ impl Error {
     }
 }
 
+/// Where documents are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In a directory, or in one file.
+    Path(PathBuf),
+    /// On a web server.
+    Remote(Location),
+}
+
 /// What to serve, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// A directory of documents, or one file; YAML, or one bundle signed elsewhere.
-    pub documents: PathBuf,
+    /// Where the documents are: YAML, or one bundle signed elsewhere.
+    pub documents: Source,
     /// What the server keeps.
     pub state: PathBuf,
     /// Where nodes connect.
@@ -185,10 +197,18 @@ pub async fn serve(
             (paths.iter().map(|path| SigningKey::load(path))).collect::<Result<Vec<_>, _>>()?
         }
     };
-    let root = trust_root(&options, &keys)?;
+    let (documents, remote) = match &options.documents {
+        Source::Path(path) => (path.clone(), None),
+        Source::Remote(location) => {
+            let known = read_json(&state.join("trust.json"))?;
+            let remote = fetched(Remote::new(location.clone(), state)?, known).await?;
+            (remote.place().to_owned(), Some(remote))
+        }
+    };
+    let root = trust_root(state, &documents, &keys)?;
     let ledger = Arc::new(Ledger::open(state, keys, &root, options.freshness)?);
-    let watch = documents::Watch::start(&options.documents)?;
-    ledger.set_documents(documents::load(&options.documents, &root)?)?;
+    let watch = documents::Watch::start(&documents)?;
+    ledger.set_documents(documents::load(&documents, &root)?)?;
 
     let names = Some(options.listen.ip().to_string())
         .into_iter()
@@ -236,9 +256,12 @@ pub async fn serve(
         Server::builder().add_service(AdministrationServer::new(administration::Desk(shared)));
     let admin = admin_socket(&options.admin)?;
 
-    let follow = watch.follow(options.documents.clone(), root, ledger.clone());
+    let follow = match remote {
+        Some(remote) => tokio::spawn(remote.follow(root, ledger.clone())),
+        None => tokio::spawn(watch.follow(documents, root, ledger.clone())),
+    };
     let tasks = [
-        tokio::spawn(follow),
+        follow,
         tokio::spawn(keep_fresh(ledger.clone(), options.freshness / 5)),
         tokio::spawn(end_grants(ledger)),
     ];
@@ -268,13 +291,29 @@ pub async fn serve(
     Ok(())
 }
 
+/// With documents in its place: new ones, or, if there are none to be had, the last ones.
+async fn fetched(mut remote: Remote, root: Option<TrustRoot>) -> Result<Remote, Error> {
+    let asked = tokio::task::spawn_blocking(move || (remote.fetch(root.as_ref()), remote));
+    let (fetched, remote) = asked
+        .await
+        .map_err(|error| Error::Refused(error.to_string()))?;
+    match fetched {
+        Err(error) if remote.place().exists() => {
+            tracing::warn!("the last documents are used: {}", error.chain());
+            Ok(remote)
+        }
+        Err(error) => Err(error),
+        Ok(_) => Ok(remote),
+    }
+}
+
 /// The configured root, or one with the server's key for everything. It is written where nodes' operators find it,
 /// beside the authority's certificate.
-fn trust_root(options: &Options, keys: &[SigningKey]) -> Result<TrustRoot, Error> {
-    let path = options.state.join("trust.json");
+fn trust_root(state: &Path, documents: &Path, keys: &[SigningKey]) -> Result<TrustRoot, Error> {
+    let path = state.join("trust.json");
     if let Some(root) = read_json::<TrustRoot>(&path)? {
         root.check().map_err(Error::Refused)?;
-        return latest(&options.state, root);
+        return latest(state, root);
     }
     let [key] = keys else {
         return Err(Error::Refused(format!(
@@ -282,7 +321,7 @@ fn trust_root(options: &Options, keys: &[SigningKey]) -> Result<TrustRoot, Error
             path.display()
         )));
     };
-    let issuer = match enforcer_bundle::load(&options.documents) {
+    let issuer = match enforcer_bundle::load(documents) {
         Ok(bundle) => bundle.metadata.issuer,
         Err(error) => return Err(error.into()),
     };

@@ -1,5 +1,6 @@
 //! Nodes and their governance: what they take, by themselves and over a wire.
 
+mod archive;
 mod held;
 mod hostile;
 mod node;

@@ -8,7 +8,7 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{Options, serve};
+use enforcer_governance::server::{Options, Source, serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -55,13 +55,23 @@ impl Server {
         listen: &str,
         entitlements: Option<&[&str]>,
     ) -> Result<Self, String> {
+        Self::start_from(directory, listen, entitlements, None).await
+    }
+
+    /// With documents from elsewhere.
+    pub async fn start_from(
+        directory: &Path,
+        listen: &str,
+        entitlements: Option<&[&str]>,
+        source: Option<Source>,
+    ) -> Result<Self, String> {
         let write = directory.join("documents");
         std::fs::create_dir_all(&write).expect("directory");
         if let Some(entitlements) = entitlements {
             std::fs::write(write.join("bundle.yaml"), documents(entitlements)).expect("written");
         }
         let options = Options {
-            documents: write,
+            documents: source.unwrap_or(Source::Path(write)),
             state: directory.join("server"),
             listen: listen.parse().expect("an address"),
             names: Vec::new(),

@@ -11,7 +11,7 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{self, Options};
+use enforcer_governance::server::{self, Location, Options, Source};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,8 +23,12 @@ use super::{Output, duration, failed, label, log_to_stderr, show};
 pub enum Command {
     /// Serves a directory of bundle documents to nodes, each what concerns it; keeps their evidence
     Serve {
-        /// A directory of YAML documents, or one file; or a bundle that was signed elsewhere (*.dsse.json)
-        documents: PathBuf,
+        /// A directory of YAML documents, or one file; or a bundle that was signed elsewhere (*.dsse.json); or the URL of
+        /// an archive of them (tar.gz), as OPA's bundles are distributed
+        documents: String,
+        /// A file with a token for that URL
+        #[arg(long, value_name = "FILE")]
+        documents_token: Option<PathBuf>,
         /// Where the server keeps its keys, what it has issued, and evidence
         #[arg(
             long,
@@ -158,6 +162,7 @@ impl Command {
         match self {
             Self::Serve {
                 documents,
+                documents_token,
                 state,
                 listen,
                 names,
@@ -167,7 +172,7 @@ impl Command {
                 admin,
             } => {
                 serve(Options {
-                    documents: std::path::absolute(&documents).unwrap_or(documents),
+                    documents: source(documents, documents_token),
                     state,
                     listen,
                     names,
@@ -235,6 +240,17 @@ impl Command {
             }
         }
     }
+}
+
+fn source(documents: String, token: Option<PathBuf>) -> Source {
+    if documents.contains("://") {
+        return Source::Remote(Location {
+            url: documents,
+            token,
+        });
+    }
+    let path = PathBuf::from(documents);
+    Source::Path(std::path::absolute(&path).unwrap_or(path))
 }
 
 async fn serve(options: Options) -> Result<()> {
