@@ -12,6 +12,7 @@ mod issued;
 mod ledger;
 mod registry;
 mod remote;
+mod signals;
 mod sync;
 
 use std::io;
@@ -27,6 +28,7 @@ use jiff::Timestamp;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Status};
 
@@ -42,6 +44,8 @@ use ledger::{Ledger, read_json, write_json};
 use registry::Registry;
 pub use remote::Location;
 use remote::Remote;
+use signals::Receiver;
+pub use signals::Transmitter;
 
 /// Most bytes of a message from a node.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -147,6 +151,8 @@ pub struct Options {
     pub keys: Vec<PathBuf>,
     /// Authorities, PEM, whose certificates nodes may have besides the server's own.
     pub node_authorities: Option<PathBuf>,
+    /// Whose security events become revocations.
+    pub signals: Option<Transmitter>,
     /// How long a freshness statement is good; a new one is made each fifth of it.
     pub freshness: Duration,
 }
@@ -232,12 +238,18 @@ pub async fn serve(
         nonces: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
         closing: closing.clone(),
     });
+    let signals = match options.signals.clone() {
+        Some(transmitter) => Receiver::open(transmitter, state, ledger.clone())?.router(),
+        None => axum::Router::new(),
+    };
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<GovernanceServer<sync::Nodes>>().await;
     let nodes = Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(PING_EVERY))
         .tcp_nodelay(true)
+        .accept_http1(options.signals.is_some())
+        .add_routes(Routes::from(signals))
         .add_service(health_service)
         .add_service(
             GovernanceServer::new(sync::Nodes(shared.clone()))

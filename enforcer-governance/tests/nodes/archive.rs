@@ -127,7 +127,7 @@ async fn archives_are_followed() {
             token: Some(token.clone()),
         }))
     };
-    let server = Server::start_from(place.path(), "127.0.0.1:0", None, source()).await;
+    let server = Server::start_from(place.path(), "127.0.0.1:0", None, source(), None).await;
     let server = server.expect("started");
     let own = server.admit("n1", &[]).await;
     let node = Node::start(&server.place(), "n1", &own, &[]);
@@ -147,7 +147,7 @@ async fn archives_are_followed() {
 
     // Without the web server the last documents are good.
     web.has("\"4\"", archive(&[("fleet/bundle.yaml", "kind: Nonsense")]));
-    let server = Server::start_from(place.path(), "127.0.0.1:0", None, source()).await;
+    let server = Server::start_from(place.path(), "127.0.0.1:0", None, source(), None).await;
     server.expect("started").stop().await;
     drop(web);
 }
@@ -159,6 +159,6 @@ async fn documents_do_not_come_in_the_clear_from_elsewhere() {
         url: "http://192.0.2.1/bundle.tar.gz".to_owned(),
         token: None,
     });
-    let server = Server::start_from(place.path(), "127.0.0.1:0", None, Some(source)).await;
+    let server = Server::start_from(place.path(), "127.0.0.1:0", None, Some(source), None).await;
     assert!(server.is_err());
 }

@@ -6,5 +6,6 @@ mod hostile;
 mod node;
 mod office;
 mod server;
+mod signals;
 mod stranger;
 mod wire;

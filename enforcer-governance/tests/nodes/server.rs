@@ -8,7 +8,7 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{Options, Source, serve};
+use enforcer_governance::server::{Options, Source, Transmitter, serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -55,7 +55,7 @@ impl Server {
         listen: &str,
         entitlements: Option<&[&str]>,
     ) -> Result<Self, String> {
-        Self::start_from(directory, listen, entitlements, None).await
+        Self::start_from(directory, listen, entitlements, None, None).await
     }
 
     /// With documents from elsewhere.
@@ -64,6 +64,7 @@ impl Server {
         listen: &str,
         entitlements: Option<&[&str]>,
         source: Option<Source>,
+        signals: Option<Transmitter>,
     ) -> Result<Self, String> {
         let write = directory.join("documents");
         std::fs::create_dir_all(&write).expect("directory");
@@ -78,6 +79,7 @@ impl Server {
             admin: directory.join("admin.sock"),
             keys: Vec::new(),
             node_authorities: None,
+            signals,
             freshness: Duration::from_secs(300),
         };
         let (stop, stopped) = oneshot::channel::<()>();

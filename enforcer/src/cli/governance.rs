@@ -11,7 +11,7 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{self, Location, Options, Source};
+use enforcer_governance::server::{self, Location, Options, Source, Transmitter};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +48,16 @@ pub enum Command {
         /// Authorities, PEM, whose certificates nodes may have besides the server's own
         #[arg(long, value_name = "FILE")]
         node_authorities: Option<PathBuf>,
+        /// Take security events of this issuer (OpenID Shared Signals, pushed to https://SERVER/ssf/events): revoked
+        /// sessions and credentials become revocations
+        #[arg(long, value_name = "ISSUER", requires_all = ["signals_audience", "signals_keys"])]
+        signals_from: Option<String>,
+        /// What they call this server
+        #[arg(long, value_name = "AUDIENCE")]
+        signals_audience: Option<String>,
+        /// Their keys, a JSON Web Key Set
+        #[arg(long, value_name = "FILE")]
+        signals_keys: Option<PathBuf>,
         /// How long nodes may go on without hearing that nothing is newer: 5s to 1h
         #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
         freshness: Duration,
@@ -168,9 +178,13 @@ impl Command {
                 names,
                 keys,
                 node_authorities,
+                signals_from,
+                signals_audience,
+                signals_keys,
                 freshness,
                 admin,
             } => {
+                let signals = signals_from.zip(signals_audience).zip(signals_keys);
                 serve(Options {
                     documents: source(documents, documents_token),
                     state,
@@ -179,6 +193,11 @@ impl Command {
                     admin: admin.admin_socket,
                     keys,
                     node_authorities,
+                    signals: signals.map(|((issuer, audience), keys)| Transmitter {
+                        issuer,
+                        audience,
+                        keys,
+                    }),
                     freshness: freshness
                         .clamp(Duration::from_secs(5), Duration::from_secs(60 * 60)),
                 })

@@ -1,0 +1,282 @@
+//! What other systems noticed: security event tokens (RFC 8417) of the Shared Signals Framework, pushed to us
+//! (RFC 8935), become revocations.
+//!
+//! Two events of CAEP 1.0 count. `session-revoked` takes back what the workload of that subject may, and
+//! `credential-change` with `revoke` or `delete` all entitlements to the credential of that subject. Ids are the bundle's
+//! own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use jiff::{SignedDuration, Timestamp};
+use jsonwebtoken::jwk::JwkSet;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Error;
+use super::ledger::{Ledger, Request, read_json, write_json};
+use crate::statement::Target;
+
+/// Where transmitters push to.
+pub const PATH: &str = "/ssf/events";
+const SESSION_REVOKED: &str = "https://schemas.openid.net/secevent/caep/event-type/session-revoked";
+const CREDENTIAL_CHANGE: &str =
+    "https://schemas.openid.net/secevent/caep/event-type/credential-change";
+/// An older token is refused; of younger ones it is known which have come.
+const OLDEST: SignedDuration = SignedDuration::from_hours(24);
+/// A transmitter's clock may be ahead by so much.
+const AHEAD: SignedDuration = SignedDuration::from_mins(5);
+/// Most bytes of a token.
+const MAX_TOKEN: usize = 64 * 1024;
+/// Signatures by keys that everybody may know; none by a shared secret.
+const ALGORITHMS: [Algorithm; 6] = [
+    Algorithm::EdDSA,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::RS256,
+    Algorithm::PS256,
+    Algorithm::RS512,
+];
+
+/// Whom to listen to.
+#[derive(Clone, Debug)]
+pub struct Transmitter {
+    /// Its issuer identifier, as in `iss`.
+    pub issuer: String,
+    /// This receiver's, as in `aud`.
+    pub audience: String,
+    /// A file with its keys, a JSON Web Key Set.
+    pub keys: PathBuf,
+}
+
+/// Takes what a transmitter pushes.
+pub struct Receiver {
+    transmitter: Transmitter,
+    keys: JwkSet,
+    ledger: Arc<Ledger>,
+    /// The tokens that have come, with when they were issued.
+    seen: Mutex<BTreeMap<String, Timestamp>>,
+    path: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct Claims {
+    iat: i64,
+    jti: String,
+    sub: Option<Value>,
+    exp: Option<Value>,
+    sub_id: Option<Value>,
+    events: HashMap<String, Value>,
+}
+
+/// An error in the words of RFC 8935, section 2.4.
+struct Problem(&'static str, String);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({"err": self.0, "description": self.1}).to_string();
+        (
+            StatusCode::BAD_REQUEST,
+            [(CONTENT_TYPE, "application/json")],
+            body,
+        )
+            .into_response()
+    }
+}
+
+impl Receiver {
+    /// # Errors
+    /// If the keys cannot be read.
+    pub fn open(
+        transmitter: Transmitter,
+        state: &Path,
+        ledger: Arc<Ledger>,
+    ) -> Result<Self, Error> {
+        let keys: Option<JwkSet> = read_json(&transmitter.keys)?;
+        let path = state.join("signals.json");
+        Ok(Self {
+            keys: keys.ok_or_else(|| Error::gone(&transmitter.keys))?,
+            transmitter,
+            ledger,
+            seen: Mutex::new(read_json(&path)?.unwrap_or_default()),
+            path,
+        })
+    }
+
+    /// What to serve.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route(PATH, post(receive))
+            .layer(DefaultBodyLimit::max(MAX_TOKEN))
+            .with_state(Arc::new(self))
+    }
+
+    /// The claims of a token that is signed by the transmitter, for us.
+    fn open_token(&self, token: &str) -> Result<Claims, Problem> {
+        let invalid = |reason: String| Problem("invalid_request", reason);
+        let header = decode_header(token).map_err(|error| invalid(error.to_string()))?;
+        if header.typ.as_deref() != Some("secevent+jwt") {
+            return Err(invalid(format!(
+                "got the type {:?}, expected \"secevent+jwt\"",
+                header.typ.unwrap_or_default()
+            )));
+        }
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err(Problem(
+                "invalid_key",
+                format!("got the algorithm {:?}", header.alg),
+            ));
+        }
+        let key = header.kid.as_deref().and_then(|id| self.keys.find(id));
+        let key = key.ok_or_else(|| Problem("invalid_key", "no such key".to_owned()))?;
+        let key = DecodingKey::from_jwk(key)
+            .map_err(|error| Problem("invalid_key", error.to_string()))?;
+        let mut validation = Validation::new(header.alg);
+        validation.set_audience(&[&self.transmitter.audience]);
+        validation.set_issuer(&[&self.transmitter.issuer]);
+        validation.set_required_spec_claims(&["iss", "aud"]);
+        validation.validate_exp = false;
+        let opened = decode::<Claims>(token, &key, &validation).map_err(|error| {
+            use jsonwebtoken::errors::ErrorKind;
+            let kind = match error.kind() {
+                ErrorKind::InvalidIssuer => "invalid_issuer",
+                ErrorKind::InvalidAudience => "invalid_audience",
+                ErrorKind::InvalidSignature => "authentication_failed",
+                _ => "invalid_request",
+            };
+            Problem(kind, error.to_string())
+        })?;
+        let claims = opened.claims;
+        if claims.sub.is_some() || claims.exp.is_some() {
+            return Err(invalid(
+                "a security event token has neither `sub` nor `exp`".to_owned(),
+            ));
+        }
+        Ok(claims)
+    }
+
+    /// When the token was issued, if that is not too long ago, and whether it has come before.
+    fn known(&self, claims: &Claims) -> Result<(Timestamp, bool), Problem> {
+        let invalid = |reason: &str| Problem("invalid_request", reason.to_owned());
+        let issued =
+            Timestamp::from_second(claims.iat).map_err(|_| invalid("`iat` is no moment"))?;
+        let now = Timestamp::now();
+        if issued < now - OLDEST || issued > now + AHEAD {
+            return Err(invalid("`iat` is not within the last day"));
+        }
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((issued, seen.contains_key(&claims.jti)))
+    }
+
+    /// From now on it has come. Only once it has been acted on: what fails is to come again.
+    fn note(&self, claims: &Claims, issued: Timestamp) -> Result<(), Problem> {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = Timestamp::now() - OLDEST;
+        seen.retain(|_, issued| *issued >= oldest);
+        seen.insert(claims.jti.clone(), issued);
+        write_json(&self.path, &*seen).map_err(|error| Problem("invalid_request", error.chain()))
+    }
+
+    /// Does what the token says.
+    fn take(&self, token: &str) -> Result<(), Problem> {
+        let claims = self.open_token(token)?;
+        let audit = |action: &str, what: Value| {
+            let what = json!({"by": self.transmitter.issuer, "jti": claims.jti, "what": what});
+            if let Err(error) = self.ledger.audit(action, &what) {
+                tracing::error!("a signal cannot be noted: {}", error.chain());
+            }
+        };
+        let (issued, known) = self.known(&claims)?;
+        if known {
+            audit(
+                "signal-replayed",
+                json!(claims.events.keys().collect::<Vec<_>>()),
+            );
+            return Ok(());
+        }
+        for (event, fields) in &claims.events {
+            let subject = claims.sub_id.as_ref().or(fields.get("subject"));
+            let Some(target) = target(event, fields, subject)? else {
+                audit("signal-ignored", json!(event));
+                continue;
+            };
+            let reason = fields["reason_admin"]["en"].as_str();
+            let request = Request {
+                by: self.transmitter.issuer.clone(),
+                reason: reason.unwrap_or(event).to_owned(),
+                ticket: Some(claims.jti.clone()),
+            };
+            match self.ledger.revoke(target, &request) {
+                Ok(_) => {}
+                // It may be about something that is not ours to know.
+                Err(Error::Refused(reason)) => audit("signal-ignored", json!(reason)),
+                Err(error) => return Err(Problem("invalid_request", error.chain())),
+            }
+        }
+        self.note(&claims, issued)
+    }
+}
+
+/// What an event takes back, if anything.
+fn target(event: &str, fields: &Value, subject: Option<&Value>) -> Result<Option<Target>, Problem> {
+    let id = || {
+        let subject = subject.unwrap_or(&Value::Null);
+        let id = match subject["format"].as_str() {
+            Some("opaque") => subject["id"].as_str(),
+            Some("iss_sub") => subject["sub"].as_str(),
+            Some("uri") => subject["uri"].as_str(),
+            _ => None,
+        };
+        id.map(str::to_owned).ok_or_else(|| {
+            Problem(
+                "invalid_request",
+                "expected a subject of the format `opaque`, `iss_sub` or `uri`".to_owned(),
+            )
+        })
+    };
+    match event {
+        SESSION_REVOKED => Ok(Some(Target::Workload(id()?))),
+        CREDENTIAL_CHANGE => match fields["change_type"].as_str() {
+            Some("revoke" | "delete") => Ok(Some(Target::Credential(id()?))),
+            _ => Ok(None),
+        },
+        _ => Ok(None),
+    }
+}
+
+async fn receive(
+    State(receiver): State<Arc<Receiver>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    if kind != Some("application/secevent+jwt") {
+        let expected = "expected the content type application/secevent+jwt";
+        return Problem("invalid_request", expected.to_owned()).into_response();
+    }
+    let taken = match std::str::from_utf8(&body) {
+        Ok(token) => tokio::task::block_in_place(|| receiver.take(token.trim())),
+        Err(error) => Err(Problem("invalid_request", error.to_string())),
+    };
+    match taken {
+        Ok(()) => StatusCode::ACCEPTED.into_response(),
+        Err(problem) => {
+            tracing::warn!(
+                error = problem.0,
+                reason = problem.1,
+                "a security event is refused"
+            );
+            problem.into_response()
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Security events of another system become revocations; what is forged, for others, or comes again does not.
+
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use enforcer_governance::keys::SigningKey;
+use enforcer_governance::server::Transmitter;
+use jiff::Timestamp;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use ureq::Agent;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::node::Node;
+use super::server::Server;
+
+const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type";
+const ISSUER: &str = "https://idp.example.com";
+const AUDIENCE: &str = "https://governance.example.com/ssf";
+
+/// The private half, as it is signed with, and the public one as a JSON Web Key.
+fn key(directory: &Path, id: &str) -> (EncodingKey, Value) {
+    let key = SigningKey::generate();
+    let path = directory.join(format!("{id}.key"));
+    key.store(&path).expect("stored");
+    let pem = std::fs::read_to_string(path).expect("there");
+    let body: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
+    let private = EncodingKey::from_ed_der(&STANDARD.decode(body).expect("base64"));
+    let public = STANDARD.decode(key.public().to_string()).expect("base64");
+    let jwk = json!({
+        "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": id,
+        "x": URL_SAFE_NO_PAD.encode(public),
+    });
+    (private, jwk)
+}
+
+fn claims(id: &str, event: &str, fields: Value, subject: &str) -> Value {
+    json!({
+        "iss": ISSUER, "aud": [AUDIENCE], "iat": Timestamp::now().as_second(), "jti": id,
+        "sub_id": {"format": "opaque", "id": subject},
+        "events": {(format!("{CAEP}/{event}")): fields},
+    })
+}
+
+fn token(key: &EncodingKey, id: &str, claims: &Value) -> String {
+    let mut header = Header::new(Algorithm::EdDSA);
+    header.typ = Some("secevent+jwt".to_owned());
+    header.kid = Some(id.to_owned());
+    encode(&header, claims, key).expect("signed")
+}
+
+struct Transmits {
+    agent: Agent,
+    url: String,
+}
+
+impl Transmits {
+    /// The status, and which error if any.
+    fn push(&self, kind: &str, token: &str) -> (u16, String) {
+        let mut response = (self.agent.post(&self.url))
+            .header("Content-Type", kind)
+            .send(token)
+            .expect("answered");
+        let body = response.body_mut().read_to_string().expect("read");
+        let body: Value = serde_json::from_str(&body).unwrap_or_default();
+        let error = body["err"].as_str().unwrap_or_default().to_owned();
+        (response.status().as_u16(), error)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_become_revocations() {
+    let place = tempfile::tempdir().expect("directory");
+    let ((private, public), (strange, _)) = (key(place.path(), "k1"), key(place.path(), "k2"));
+    let keys = place.path().join("jwks.json");
+    std::fs::write(&keys, json!({"keys": [public]}).to_string()).expect("written");
+    let transmitter = || {
+        Some(Transmitter {
+            issuer: ISSUER.to_owned(),
+            audience: AUDIENCE.to_owned(),
+            keys: keys.clone(),
+        })
+    };
+    let entitlements: &[&str] = &["E1", "E2"];
+    let start = || {
+        Server::start_from(
+            place.path(),
+            "127.0.0.1:0",
+            Some(entitlements),
+            None,
+            transmitter(),
+        )
+    };
+    let server = start().await.expect("started");
+    let own = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1 E2").await;
+
+    let transmits = |server: &Server| {
+        let authority = std::fs::read(server.place().authority).expect("there");
+        let authority = Certificate::from_pem(&authority).expect("a certificate");
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[authority]))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false);
+        Transmits {
+            agent: agent
+                .timeout_global(Some(Duration::from_secs(10)))
+                .build()
+                .into(),
+            url: format!("{}/ssf/events", server.place().url),
+        }
+    };
+    let set = "application/secevent+jwt";
+    let pushing = transmits(&server);
+    let revoked = |id: &str| claims(id, "session-revoked", json!({}), "app");
+    let with = |id: &str, name: &str, value: Value| {
+        let mut claims = revoked(id);
+        claims[name] = value;
+        claims
+    };
+    let now = Timestamp::now().as_second();
+    let mut forged = token(&private, "k1", &revoked("j"));
+    forged.replace_range(forged.len() - 4.., "AAAA");
+    let refused = tokio::task::block_in_place(|| {
+        [
+            pushing.push(set, &forged),
+            pushing.push(set, &token(&strange, "k1", &revoked("j"))),
+            pushing.push(set, &token(&strange, "k2", &revoked("j"))),
+            pushing.push(
+                set,
+                &token(&private, "k1", &with("j", "aud", json!("other"))),
+            ),
+            pushing.push(
+                set,
+                &token(&private, "k1", &with("j", "iss", json!("other"))),
+            ),
+            pushing.push(
+                set,
+                &token(&private, "k1", &with("j", "iat", json!(now - 90_000))),
+            ),
+            pushing.push(
+                set,
+                &token(&private, "k1", &with("j", "exp", json!(now + 60))),
+            ),
+            pushing.push(
+                set,
+                &token(&private, "k1", &with("j", "sub_id", json!("app"))),
+            ),
+            pushing.push("application/json", &token(&private, "k1", &revoked("j"))),
+            pushing.push(set, "nonsense"),
+        ]
+    });
+    let errors = refused.map(|(status, error)| {
+        assert_eq!(status, 400, "{error}");
+        error
+    });
+    assert_eq!(
+        errors,
+        [
+            "authentication_failed",
+            "authentication_failed",
+            "invalid_key",
+            "invalid_audience",
+            "invalid_issuer",
+            "invalid_request",
+            "invalid_request",
+            "invalid_request",
+            "invalid_request",
+            "invalid_request",
+        ]
+    );
+    assert_eq!(node.in_force(), "E1 E2");
+
+    // What is about something else, or nothing of ours, is taken and changes nothing.
+    let change = |id: &str, kind: &str, subject: &str| {
+        let fields = json!({"change_type": kind, "credential_type": "api-key"});
+        token(
+            &private,
+            "k1",
+            &claims(id, "credential-change", fields, subject),
+        )
+    };
+    let of = |token: &str| tokio::task::block_in_place(|| pushing.push(set, token)).0;
+    assert_eq!(of(&change("j1", "update", "key")), 202);
+    assert_eq!(of(&change("j2", "revoke", "unknown")), 202);
+    let other = claims("j3", "device-compliance-change", json!({}), "app");
+    assert_eq!(of(&token(&private, "k1", &other)), 202);
+    assert_eq!(node.in_force(), "E1 E2");
+
+    let gone = change("j4", "revoke", "key");
+    assert_eq!(of(&gone), 202);
+    node.until_in_force("E1! E2!").await;
+    let audit = server.lines("audit.jsonl");
+    let revocation = audit
+        .iter()
+        .find(|it| it["action"] == "revoke")
+        .expect("noted");
+    assert_eq!(revocation["what"]["by"], ISSUER);
+    assert_eq!(revocation["what"]["revocation"]["ticket"], "j4");
+
+    // Once more, when it has been let go: that was then. Also after a restart.
+    let mut desk = server.desk().await;
+    let restored = enforcer_governance::contract::RevokeRequest {
+        target: Some(
+            enforcer_governance::contract::revoke_request::Target::Credential("key".to_owned()),
+        ),
+        reason: "a test".to_owned(),
+        ticket: String::new(),
+    };
+    desk.restore(restored).await.expect("restored");
+    node.until_in_force("E1 E2").await;
+    assert_eq!(of(&gone), 202);
+    drop(node);
+    server.stop().await;
+    let server = start().await.expect("started");
+    let pushing = transmits(&server);
+    assert_eq!(
+        tokio::task::block_in_place(|| pushing.push(set, &gone)).0,
+        202
+    );
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1 E2").await;
+    let session = token(&private, "k1", &revoked("j5"));
+    assert_eq!(
+        tokio::task::block_in_place(|| pushing.push(set, &session)).0,
+        202
+    );
+    node.until_in_force("E1! E2!").await;
+    server.stop().await;
+}
