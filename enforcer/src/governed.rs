@@ -72,7 +72,7 @@ impl Governance {
             ..Link::default()
         });
         if let Some(reason) = unused {
-            engine.refused_by_node(reason).await;
+            engine.governance_refused(reason).await;
         }
         let (ordering, orders) = mpsc::channel(1);
         let status = watch::Sender::new(engine.node_status());
@@ -128,7 +128,7 @@ impl Governed {
                     .await;
                 let _ = done.send(result.map_err(|error| enforcer::chain(&error)));
             }
-            Order::Refused(reason) => engine.refused_by_node(reason).await,
+            Order::Refused(reason) => engine.governance_refused(reason).await,
         }
     }
 

@@ -52,16 +52,11 @@ impl Engine {
         anchor: &Digest,
     ) -> Result<(), Error> {
         let before = self.fresh_until.replace(fresh_until);
-        let is_in_force = |it: &super::InForce| {
-            bundle
-                .as_ref()
-                .is_none_or(|bundle| Arc::ptr_eq(bundle, &it.bundle))
-        };
-        let result = match bundle {
-            Some(bundle) if !self.in_force.as_ref().is_some_and(is_in_force) => {
-                self.apply(bundle).await
-            }
-            _ => self.freshen().map_err(Error::Tables),
+        let in_force = self.in_force.as_ref().map(|it| &it.bundle);
+        let new = bundle.filter(|new| !in_force.is_some_and(|it| Arc::ptr_eq(it, new)));
+        let result = match new {
+            Some(new) => self.apply(new).await,
+            None => self.freshen().map_err(Error::Tables),
         };
         if let Err(error) = result {
             self.fresh_until = before;
@@ -86,7 +81,7 @@ impl Engine {
     }
 
     /// Something from governance was refused; what was in force stays.
-    pub async fn refused_by_node(&mut self, reason: String) {
+    pub async fn governance_refused(&mut self, reason: String) {
         tracing::error!("what governance sent is refused, what was in force stays: {reason}");
         self.log.write("bundle-refused", json!({"reason": reason}));
         self.refused = Some(reason);
