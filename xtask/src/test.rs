@@ -36,7 +36,7 @@ const TOOLS: &str = "enforcer-tests tools";
 /// Suites to run on a kernel (`None`: this machine's own) and tier.
 type Row = (Option<&'static str>, &'static str, &'static [&'static str]);
 
-/// What fits into 40 minutes on two cores: each suite on each tier, on old and new kernels; the longest first.
+/// What fits into an hour on two cores: each suite on each tier, on old and new kernels; the longest first.
 const USUAL: &[Row] = &[
     (Some("6.1"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
     (Some("newest"), "lsm", &[ATTACKS, REPLAY, CASES_IN_BRIEF]),
@@ -81,7 +81,7 @@ pub struct Args {
     /// Run only the guests' cases of this name
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
-    /// Run every suite on every kernel (an hour and more), not what fits into 40 minutes
+    /// Run every suite on every kernel (an hour and more), not what fits into an hour
     #[arg(long)]
     everything: bool,
 }
