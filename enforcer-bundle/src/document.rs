@@ -112,7 +112,7 @@ impl From<ScanError> for Stop {
                 format!("nested too deeply, expected at most {MAX_DEPTH} levels; a bundle needs 7")
             }
             ErrorKind::DirectiveDisallowed => {
-                "YAML directives are not supported in a bundle; remove the line that begins with `%`".to_owned()
+                "YAML directives are not supported; remove the line that begins with `%`".to_owned()
             }
             _ => {
                 let info = error.info().replace(char::is_control, " ");
@@ -182,21 +182,21 @@ impl<'a> Reader<'a> {
             Event::MappingStart(..) => self.map()?,
             Event::Alias(_) => self.refuse(
                 position,
-                "YAML aliases are not supported in a bundle; write the value out here",
+                "YAML aliases are not supported; write the value out here",
             ),
             _ => self.refuse(position, "got YAML this version cannot read"),
         };
         if anchored {
             let value = self.refuse(
                 position,
-                "YAML anchors are not supported in a bundle; remove the word with `&`",
+                "YAML anchors are not supported; remove the word with `&`",
             );
             return Ok(Node { position, value });
         }
         if tagged {
             let value = self.refuse(
                 position,
-                "YAML tags are not supported in a bundle; remove the word with `!`",
+                "YAML tags are not supported; remove the word with `!`",
             );
             return Ok(Node { position, value });
         }

@@ -1,18 +1,41 @@
-//! Where credentials are known to lie, for a node that must not run without a bundle and has none.
+//! What stands in for a bundle on a node that must not run without one and has none.
 
-use super::load::parse;
-use super::mistake::Mistakes;
-use super::model::Bundle;
+use super::catalogue::catalogue;
+use super::model::{Bundle, Credential, Declassify, Defaults, Labels, Metadata, Source};
 
-/// The bundle itself, as anybody would write it.
-const TEXT: &str = include_str!("known.yaml");
-
-/// A bundle that denies everybody the known locations. Nobody has issued it, so its version is 0.
-///
-/// # Errors
-/// None, unless the text that was built in is wrong, which a test would have told.
-pub fn known() -> Result<Bundle, Mistakes> {
-    let mut bundle = parse(&[("built-in".into(), TEXT.to_owned())])?;
-    bundle.metadata.version = 0;
-    Ok(bundle)
+/// A bundle that denies everybody what the [`catalogue`] says may be denied then, on a host with these homes (as
+/// [`home_patterns`](super::home_patterns) has them). Environment variables are not among it: a program that has one is no
+/// thief. Nobody has issued it, so its version is 0.
+#[must_use]
+pub fn known(homes: &[String]) -> Bundle {
+    let denied = catalogue().iter().filter(|it| it.denied_without_bundle());
+    let credentials = denied.filter_map(|entry| {
+        let mut sources = entry.sources(homes);
+        sources.retain(|source| !matches!(source, Source::Environment(_)));
+        (!sources.is_empty()).then(|| Credential {
+            id: entry.id.clone(),
+            owner: None,
+            exclusive: false,
+            follow: false,
+            sources,
+            nodes: Labels::new(),
+        })
+    });
+    Bundle {
+        metadata: Metadata {
+            issuer: "built-in".to_owned(),
+            version: 0,
+            issued_at: None,
+            expires_at: None,
+        },
+        defaults: Defaults::default(),
+        trusted: Vec::new(),
+        maintenance: Vec::new(),
+        declassify: Declassify::default(),
+        baseline: Vec::new(),
+        credentials: credentials.collect(),
+        workloads: Vec::new(),
+        entitlements: Vec::new(),
+        digest: "built-in".to_owned(),
+    }
 }

@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::decode::At;
 use super::document::{self, Node};
 use super::mistake::{LoadError, Mistakes, Place, Position, Report};
 use super::model::Bundle;
-use super::parts::Parts;
+use super::parts::{Digest, Parts};
 use super::schema::{self, Draft};
 use super::validate::validate;
 
@@ -80,11 +80,11 @@ fn build(
     mut report: Report,
 ) -> Result<(Bundle, Vec<Node>), Mistakes> {
     let mut roots = Vec::new();
-    let mut digest = Sha256::new();
+    let mut hash = Sha256::new();
     let mut left = MAX_BYTES;
     for (path, text) in sources {
-        digest.update((text.len() as u64).to_le_bytes());
-        digest.update(text);
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
         let file: Arc<Path> = path.as_path().into();
         if !fits(&file, text.len(), &mut left, &mut report) {
             draft.incomplete = true;
@@ -97,11 +97,7 @@ fn build(
         }
         roots.extend(documents.roots);
     }
-    let digest = digest
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let Digest(digest) = Digest::of_hash(hash);
     let first = sources
         .first()
         .map_or(Path::new("bundle"), |(path, _)| path);

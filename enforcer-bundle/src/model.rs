@@ -69,6 +69,17 @@ impl Bundle {
         });
     }
 
+    /// The same, but nothing of it takes effect: what it denies is only told.
+    #[must_use]
+    pub fn monitored(&self) -> Self {
+        let mut bundle = self.clone();
+        bundle.defaults.mode = Mode::Monitor;
+        for entitlement in &mut bundle.entitlements {
+            entitlement.mode = None;
+        }
+        bundle
+    }
+
     /// Everything that it selects processes by.
     pub fn selectors(&self) -> impl Iterator<Item = &Match> {
         let workloads = self.workloads.iter().map(|workload| &workload.selectors);
@@ -134,6 +145,10 @@ pub enum Action {
     Block,
     /// The call fails, and the process gets `SIGKILL`.
     Kill,
+    /// The call fails, and the workload instance is frozen.
+    Freeze,
+    /// The call fails, and the workload instance is killed.
+    KillWorkload,
 }
 
 /// Whether a holder may answer on connections it accepted.
@@ -205,9 +220,45 @@ pub enum Source {
     AbstractSocket(String),
     /// An environment variable of this name, whatever its value.
     Environment(String),
+    /// What the [`catalogue`](fn@super::catalogue) has under this id, see [`entries`](super::entries).
+    Catalogue(String),
+    /// A Kubernetes secret, in whichever volumes of pods it is.
+    KubernetesSecret(KubernetesSecret),
+    /// The tokens for this audience that Kubernetes puts into volumes of pods; `None`: for its own API.
+    ServiceAccountToken(Option<String>),
+}
+
+/// A secret of Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KubernetesSecret {
+    /// The namespace it is in.
+    pub namespace: String,
+    /// Its name there.
+    pub name: String,
+    /// Of its keys only these; empty: all of them.
+    pub keys: BTreeSet<String>,
 }
 
 impl Source {
+    /// Whether some of it is on the node itself, and not behind an address.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Endpoint(_) => false,
+            Self::Catalogue(id) => super::entries(id).any(super::Entry::is_local),
+            _ => true,
+        }
+    }
+
+    /// Whether it is in volumes of pods, of which somebody has to tell the node.
+    #[must_use]
+    pub fn is_of_pods(&self) -> bool {
+        matches!(
+            self,
+            Self::KubernetesSecret(_) | Self::ServiceAccountToken(_)
+        )
+    }
+
     /// Whether this is a place in the file system.
     #[must_use]
     pub fn is_path(&self) -> bool {
@@ -229,6 +280,18 @@ impl fmt::Display for Source {
             Self::Socket(path) => write!(f, "socket {}", path.display()),
             Self::AbstractSocket(name) => write!(f, "socket @{name}"),
             Self::Environment(name) => write!(f, "environment {name}"),
+            Self::Catalogue(id) => write!(f, "catalogue {id}"),
+            Self::KubernetesSecret(secret) => {
+                write!(f, "kubernetesSecret {}/{}", secret.namespace, secret.name)?;
+                for (index, key) in secret.keys.iter().enumerate() {
+                    write!(f, "{}{key}", if index == 0 { " " } else { ", " })?;
+                }
+                Ok(())
+            }
+            Self::ServiceAccountToken(Some(audience)) => {
+                write!(f, "serviceAccountToken for {audience}")
+            }
+            Self::ServiceAccountToken(None) => write!(f, "serviceAccountToken"),
         }
     }
 }
@@ -249,22 +312,49 @@ pub struct Workload {
 pub struct Match {
     /// The program they run.
     pub executable: Option<Executable>,
+    /// A program that they, or a process that they descend from, was started as.
+    pub ancestor: Option<Executable>,
     /// The user they run as. Narrows the other selectors; is no identity by itself.
     pub user: Option<User>,
     /// A cgroup on the host and all below it: absolute path from the cgroup root, such as
     /// `/system.slice/foo.service`; never the root itself.
     pub cgroup: Option<String>,
-    /// A unit with processes of its own, such as `backup.service`.
-    pub systemd_unit: Option<String>,
+    /// A unit with processes of its own.
+    pub systemd_unit: Option<Unit>,
+    /// Whether they are of a login session or have a terminal, or were put into a running unit or container from
+    /// outside. Narrows the other selectors; is no identity by itself.
+    pub interactive: Option<bool>,
+}
+
+impl Match {
+    /// Whether it selects by something that is an identity.
+    #[must_use]
+    pub fn is_identity(&self) -> bool {
+        self.executable.is_some()
+            || self.ancestor.is_some()
+            || self.cgroup.is_some()
+            || self.systemd_unit.is_some()
+    }
+}
+
+/// A unit of systemd.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unit {
+    /// Such as `backup.service`.
+    pub name: String,
+    /// Whose service manager it belongs to; `None` for the system's.
+    pub user: Option<User>,
 }
 
 /// A program on disk.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Executable {
     /// Absolute, in normal form.
     pub path: PathBuf,
     /// SHA-256 of its content, if the content matters.
     pub sha256: Option<[u8; 32]>,
+    /// Its fs-verity digest with SHA-256, if the kernel shall vouch for the content.
+    pub fs_verity: Option<[u8; 32]>,
 }
 
 /// A user, by name or number.

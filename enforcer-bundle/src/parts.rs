@@ -90,7 +90,12 @@ impl Digest {
     /// Of bytes as they are.
     #[must_use]
     pub fn of_bytes(bytes: &[u8]) -> Self {
-        let digest = Sha256::digest(bytes);
+        Self::of_hash(Sha256::new_with_prefix(bytes))
+    }
+
+    /// Of what was hashed.
+    pub(super) fn of_hash(hash: Sha256) -> Self {
+        let digest = hash.finalize();
         Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }

@@ -6,6 +6,7 @@ use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use super::MAX_GRANTS;
+use super::catalogue::entries;
 use super::mistake::{Place, Report, did_you_mean, quoted};
 use super::model::{Bundle, Source, Workload};
 use super::schema::{CredentialDraft, Draft, EntitlementDraft, Named, Placed, Scope};
@@ -114,16 +115,29 @@ fn unique_ids<T>(all: &[Named<T>], report: &mut Report) {
 fn unique_sources(credentials: &[Named<CredentialDraft>], report: &mut Report) {
     let drafts = credentials.iter().filter_map(|named| named.value.as_ref());
     let sources = drafts.flat_map(|draft| draft.credential.sources.iter().zip(&draft.places));
-    // A path is one place, whatever is expected there.
-    let sources = sources.map(|(source, place)| match source {
-        Source::Socket(path) => (Cow::Owned(Source::File(path.clone())), place),
-        _ => (Cow::Borrowed(source), place),
+    let sources = sources.flat_map(|(source, place)| {
+        let parts: Vec<Cow<'_, Source>> = match source {
+            // A path is one place, whatever is expected there.
+            Source::Socket(path) => vec![Cow::Owned(Source::File(path.clone()))],
+            Source::Catalogue(id) => entries(id)
+                .map(|entry| Cow::Owned(Source::Catalogue(entry.id.clone())))
+                .collect(),
+            _ => vec![Cow::Borrowed(source)],
+        };
+        parts.into_iter().map(move |part| (part, place))
     });
     unique(sources, report, |source, first| {
         let what = match source.as_ref() {
             Source::Endpoint(_) => "endpoint",
             Source::AbstractSocket(_) => "socket",
             Source::Environment(_) => "variable",
+            Source::Catalogue(id) => {
+                return format!(
+                    "the catalogue's `{id}` is already a source at {first}; it belongs to one credential, once"
+                );
+            }
+            Source::KubernetesSecret(_) => "secret",
+            Source::ServiceAccountToken(_) => "token",
             _ => "path",
         };
         format!(
@@ -225,9 +239,8 @@ fn scopes(draft: &Draft, report: &mut Report) {
             .get(entitlement.credential.as_str())
             .copied()
             .flatten();
-        let is_local = |source: &Source| !matches!(source, Source::Endpoint(_));
         let has_local =
-            credential.is_some_and(|draft| draft.credential.sources.iter().any(is_local));
+            credential.is_some_and(|draft| draft.credential.sources.iter().any(Source::is_local));
         if has_local && scope.value == Scope::Unsaid {
             let message = "expected `destinations` with at least one destination; if the workload may read the \
                            credential and reach nowhere, write `destinations: none`";

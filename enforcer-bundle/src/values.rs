@@ -9,7 +9,8 @@ use globset::{Glob, GlobBuilder};
 use ipnet::IpNet;
 use jiff::{Timestamp, civil::Date};
 
-use super::mistake::quoted;
+use super::catalogue::entries;
+use super::mistake::{did_you_mean, quoted};
 use super::model::{PortRange, Source, User};
 
 type Parsed<T> = Result<T, String>;
@@ -148,6 +149,65 @@ pub(super) fn socket(text: &str) -> Parsed<Source> {
     path(text).map(Source::Socket)
 }
 
+/// What the catalogue has under an id.
+pub(super) fn catalogue(text: &str) -> Parsed<Source> {
+    if entries(text).next().is_some() {
+        return Ok(Source::Catalogue(text.to_owned()));
+    }
+    let ids = || {
+        super::catalogue::catalogue()
+            .iter()
+            .map(|it| it.id.as_str())
+    };
+    let groups = ids().filter_map(|id| id.split('.').next());
+    let hint = did_you_mean(text, ids().chain(groups));
+    got(
+        text,
+        &format!(
+            "expected an id in the catalogue, or what some of them begin with before a dot, such as `aws`{hint}"
+        ),
+    )
+}
+
+/// The name of one file, without a directory.
+pub(super) fn file_name(text: &str) -> Parsed<String> {
+    let strange = matches!(text, "" | "." | "..") || text.contains(['/', '\0']);
+    if strange || text.len() > 255 || text.contains(char::is_control) {
+        return got(
+            text,
+            "expected the name of a file: 1 to 255 bytes without `/`",
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// The name of a namespace or a secret.
+pub(super) fn kubernetes_name(text: &str) -> Parsed<String> {
+    let good = |part: &str| {
+        let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        part.starts_with(ends) && part.ends_with(ends) && part.chars().all(|c| ends(c) || c == '-')
+    };
+    if text.len() > 253 || !text.split('.').all(good) {
+        return got(
+            text,
+            "expected a name as Kubernetes has them: lower-case letters, digits, `-` and `.`, at most 253",
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// A key of a secret, which is the name of a file.
+pub(super) fn kubernetes_key(text: &str) -> Parsed<String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if text.starts_with("..") || !text.chars().all(allowed) {
+        return got(
+            text,
+            "expected a key of the secret: letters, digits, `-`, `_` and `.`",
+        );
+    }
+    file_name(text)
+}
+
 /// The name of an environment variable.
 pub(super) fn variable(text: &str) -> Parsed<Source> {
     // With its `=`, a name is to fit into the kernel's key.
@@ -196,8 +256,11 @@ pub(super) fn directory(text: &str) -> Parsed<Source> {
     path(trimmed).map(Source::Directory)
 }
 
-/// A file, or a pattern for files.
-pub(super) fn file(text: &str) -> Parsed<Source> {
+/// A file, or a pattern for files: absolute, with `*`, `?`, `[...]` and `**` in it.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn file(text: &str) -> Parsed<Source> {
     if text.ends_with('/') {
         return got(
             text,
@@ -259,6 +322,20 @@ pub(super) fn sha256(text: &str) -> Parsed<[u8; 32]> {
     Ok(digest)
 }
 
+/// A digest of fs-verity.
+pub(super) fn fs_verity(text: &str) -> Parsed<[u8; 32]> {
+    let digest = text.strip_prefix("sha256:").map(sha256);
+    digest.and_then(Result::ok).map_or_else(
+        || {
+            got(
+                text,
+                "expected `sha256:` and 64 hex digits, as `fsverity measure` prints it",
+            )
+        },
+        Ok,
+    )
+}
+
 /// A user's name.
 pub(super) fn user_name(text: &str) -> Parsed<User> {
     if text.bytes().all(|b| b.is_ascii_digit()) {
@@ -315,6 +392,15 @@ pub(super) fn unit(text: &str) -> Parsed<String> {
             "expected the full name of a unit with processes, ending in .service, .scope, .slice, .socket, .mount or .swap",
         ),
     }
+}
+
+/// A unit of a user's own service manager.
+pub(super) fn user_unit(text: &str) -> Parsed<String> {
+    let name = unit(text)?;
+    if name.ends_with(".slice") {
+        return got(text, "expected a unit that is no slice, as it is a user's");
+    }
+    Ok(name)
 }
 
 /// The address and port of an endpoint that hands out secrets.

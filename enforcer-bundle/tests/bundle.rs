@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use enforcer_bundle::{
     Action, Bundle, Defaults, Executable, Inbound, LoadError, MAX_BYTES, Match, Mistakes, Mode,
-    OnExpiry, OnStale, PortRange, Protocols, Source, Target, User, load, parse,
+    OnExpiry, OnStale, PortRange, Protocols, Source, Target, Unit, User, load, parse,
 };
 use proptest::prelude::*;
 
@@ -71,8 +71,12 @@ fn the_sample_is_read_as_it_is_meant() {
     let kubelet = Executable {
         path: "/usr/bin/kubelet".into(),
         sha256: None,
+        fs_verity: None,
     };
-    let unit = Some("kubelet.service".to_owned());
+    let unit = Some(Unit {
+        name: "kubelet.service".to_owned(),
+        user: None,
+    });
     assert_eq!(
         bundle.trusted,
         [Match {
@@ -134,6 +138,39 @@ fn credentials_and_workloads_of_the_sample() {
         .and_then(|executable| executable.sha256)
         .expect("digest");
     assert_eq!((digest[0], digest[31]), (0xe3, 0x55));
+}
+
+#[test]
+fn sources_that_the_node_places() {
+    let text = "apiVersion: enforcer.dev/v1
+kind: Bundle
+metadata: {issuer: test, version: 1}
+credentials:
+  - id: key
+    sources:
+      - catalogue: aws
+      - systemdCredential: {unit: backup.service, name: key}
+      - systemdCredential: {unit: getty@tty1.service}
+      - kubernetesSecret: {namespace: payments, name: stripe.com}
+      - kubernetesSecret: {namespace: payments, name: stripe, keys: [tls.key, ca]}
+      - serviceAccountToken: {}
+      - serviceAccountToken: {audience: vault}
+";
+    let bundle = parse_text("bundle.yaml", text).expect("right");
+    let sources = bundle.credentials[0].sources.iter();
+    let sources: Vec<String> = sources.map(ToString::to_string).collect();
+    assert_eq!(
+        sources,
+        [
+            "catalogue aws",
+            "file /run/credentials/backup.service/key",
+            "directory /run/credentials/getty@tty1.service",
+            "kubernetesSecret payments/stripe.com",
+            "kubernetesSecret payments/stripe ca, tls.key",
+            "serviceAccountToken",
+            "serviceAccountToken for vault",
+        ]
+    );
 }
 
 #[test]

@@ -73,8 +73,12 @@ const BASELINE: Shape = Shape {
 };
 
 const MODES: [(&str, Mode); 2] = [("enforce", Mode::Enforce), ("monitor", Mode::Monitor)];
-const ACTIONS: [(&str, Action); 2] = [("block", Action::Block), ("kill", Action::Kill)];
-const ACTIONS_LATER: [&str; 2] = ["kill-workload", "freeze"];
+const ACTIONS: [(&str, Action); 4] = [
+    ("block", Action::Block),
+    ("kill", Action::Kill),
+    ("freeze", Action::Freeze),
+    ("kill-workload", Action::KillWorkload),
+];
 const INBOUND: [(&str, Inbound); 2] = [("permit", Inbound::Permit), ("deny", Inbound::Deny)];
 const ON_STALE: [(&str, OnStale); 3] = [
     ("keep", OnStale::Keep),
@@ -329,7 +333,7 @@ fn mode(at: At<'_>, report: &mut Report) -> Option<Mode> {
 }
 
 fn action(at: At<'_>, report: &mut Report) -> Option<Action> {
-    at.choice(report, &ACTIONS, &ACTIONS_LATER)
+    at.choice(report, &ACTIONS, &[])
 }
 
 fn on_stale(at: At<'_>, report: &mut Report) -> Option<OnStale> {

@@ -2,7 +2,7 @@
 
 use crate::decode::{At, Fields, Shape};
 use crate::mistake::Report;
-use crate::model::{Executable, Match, User, Workload};
+use crate::model::{Executable, Match, Unit, User, Workload};
 use crate::values;
 
 use super::{Placed, nodes};
@@ -14,12 +14,29 @@ pub(crate) const WORKLOAD: Shape = Shape {
 };
 const MATCH: Shape = Shape {
     what: "`match`",
-    fields: &["executable", "user", "cgroup", "systemdUnit"],
-    later: &["kubernetes", "container", "ancestor", "interactive"],
+    fields: &[
+        "executable",
+        "ancestor",
+        "user",
+        "cgroup",
+        "systemdUnit",
+        "interactive",
+    ],
+    later: &["kubernetes", "container"],
 };
 const EXECUTABLE: Shape = Shape {
     what: "`executable`",
-    fields: &["path", "sha256"],
+    fields: &["path", "sha256", "fsVerity"],
+    later: &[],
+};
+const ANCESTOR: Shape = Shape {
+    what: "`ancestor`",
+    fields: EXECUTABLE.fields,
+    later: &[],
+};
+const UNIT: Shape = Shape {
+    what: "`systemdUnit`",
+    fields: &["name", "user"],
     later: &[],
 };
 
@@ -45,50 +62,80 @@ pub(crate) fn workload(
 
 pub(crate) fn selectors(at: At<'_>, report: &mut Report) -> Option<Match> {
     let fields = at.fields(report, &MATCH)?;
-    let executable = fields.optional(report, "executable", executable);
+    let executable = fields.optional(report, "executable", |at, report| {
+        program(at, report, &EXECUTABLE)
+    });
+    let ancestor = fields.optional(report, "ancestor", |at, report| {
+        program(at, report, &ANCESTOR)
+    });
     let user = fields.optional(report, "user", user);
     let cgroup = fields.optional(report, "cgroup", |at, report| {
         at.parsed(report, values::cgroup)
     });
-    let systemd_unit = fields.optional(report, "systemdUnit", |at, report| {
-        at.parsed(report, values::unit)
-    });
+    let systemd_unit = fields.optional(report, "systemdUnit", unit);
+    let interactive = fields.optional(report, "interactive", |at, report| at.flag(report));
     let selectors = Match {
         executable: executable?,
+        ancestor: ancestor?,
         user: user?,
         cgroup: cgroup?,
         systemd_unit: systemd_unit?,
+        interactive: interactive?,
     };
-    let identity = "`executable`, `cgroup` or `systemdUnit`";
-    match &selectors {
-        _ if fields.has_strangers() => None,
-        Match {
-            executable: None,
-            cgroup: None,
-            systemd_unit: None,
-            user,
-        } => match user {
-            Some(_) => at.refuse(
-                report,
-                format!("a user alone is no identity; add {identity}"),
-            ),
-            None => at.refuse(report, format!("nothing is selected here; add {identity}")),
-        },
-        _ => Some(selectors),
+    if fields.has_strangers() {
+        return None;
     }
+    if selectors.is_identity() {
+        return Some(selectors);
+    }
+    let what = match (&selectors.user, selectors.interactive) {
+        (None, None) => "nothing is selected here",
+        (Some(_), None) => "a user alone is no identity",
+        (None, Some(_)) => "whether it is interactive alone is no identity",
+        (Some(_), Some(_)) => "a user, interactive or not, is no identity",
+    };
+    at.refuse(
+        report,
+        format!("{what}; add `executable`, `ancestor`, `cgroup` or `systemdUnit`"),
+    )
 }
 
-fn executable(at: At<'_>, report: &mut Report) -> Option<Executable> {
-    let fields = at.fields(report, &EXECUTABLE)?;
+fn program(at: At<'_>, report: &mut Report, shape: &Shape) -> Option<Executable> {
+    let fields = at.fields(report, shape)?;
     let path = fields.required(report, "path", |at, report| {
         at.parsed(report, values::executable)
     });
     let sha256 = fields.optional(report, "sha256", |at, report| {
         at.parsed(report, values::sha256)
     });
+    let fs_verity = fields.optional(report, "fsVerity", |at, report| {
+        at.parsed(report, values::fs_verity)
+    });
     Some(Executable {
         path: path?,
         sha256: sha256?,
+        fs_verity: fs_verity?,
+    })
+}
+
+/// A system unit by its name, or a mapping that may say of which user's manager it is.
+fn unit(at: At<'_>, report: &mut Report) -> Option<Unit> {
+    if at.as_text().is_some() {
+        let name = at.parsed(report, values::unit)?;
+        return Some(Unit { name, user: None });
+    }
+    let fields = at.fields(report, &UNIT)?;
+    let of = fields.optional(report, "user", user);
+    let name = fields.required(report, "name", |at, report| {
+        let is_users = fields.get("user").is_some();
+        at.parsed(report, |text| match is_users {
+            true => values::user_unit(text),
+            false => values::unit(text),
+        })
+    });
+    Some(Unit {
+        name: name?,
+        user: of?,
     })
 }
 
