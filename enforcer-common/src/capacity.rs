@@ -98,3 +98,32 @@ pub const OWN_OBJECTS: u32 = 256;
 
 /// Pipes, sockets and the like that a secret went into and that are still there, times the credentials in each.
 pub const LABELS: u32 = 65_536;
+
+/// Processes that have a terminal, are in a login session, or descend from an ancestor the bundle selects by.
+pub const ORIGINS: u32 = 65_536;
+
+/// Ancestors that the bundle in force and the next one select by; each is a bit of a process's origin.
+pub const ANCESTOR_SLOTS: u32 = 62;
+
+/// Of these, those that one process can descend from and still be told by each: with more it matches none of them. A
+/// tool of an agent in a job of a runner has three.
+pub const ANCESTORS_AT_ONCE: usize = 3;
+
+/// Files that the ancestors' programs are.
+pub const ANCESTORS: u32 = 1_024;
+
+/// Meanings of cgroups in which origins matter, for two bundles during a swap.
+pub const RELEVANT: u32 = 32_768;
+
+/// What tasks are by cgroup and origin, for two bundles during a swap.
+pub const ORIGIN_IDENTITIES: u32 = 131_072;
+
+/// Instances in which a program has been started.
+pub const RUNNING: u32 = CGROUPS;
+
+/// Kinds of allowed use that are counted at the same time: who, which credential, where to. A service has a few; with
+/// more than this each use is told by itself.
+pub const USAGES: u32 = 16_384;
+
+/// Workloads whose kills are counted, for the limit of them.
+pub const KILLERS: u32 = 1_024;

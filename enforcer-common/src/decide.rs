@@ -86,7 +86,7 @@ impl Rank {
     #[inline(always)]
     fn new(rank: u64, mode: u8, action: u8, entitlement: EntitlementId) -> Self {
         Self(
-            rank << 56 | (mode as u64 ^ 1) << 40 | (action as u64 ^ 1) << 32 | entitlement.0 as u64,
+            rank << 56 | (mode as u64 ^ 1) << 40 | (action as u64 ^ 3) << 32 | entitlement.0 as u64,
         )
     }
 
@@ -119,7 +119,7 @@ impl Rank {
         let rank = self.rank();
         let mut reason = less(Self::PERMITTED, rank) * rank.wrapping_sub(1);
         let mut mode = (self.0 >> 40) ^ 1;
-        let mut action = (self.0 >> 32) ^ 1;
+        let mut action = (self.0 >> 32) ^ 3;
         if rank == Self::PERMITTED && now.0 >= bundle.expires.0 {
             reason = Reason::BundleExpired as u64;
             mode = u64::from(bundle.on_expiry);
@@ -411,7 +411,9 @@ pub fn weigh<T: Tables + ?Sized>(
     let Some(bundle) = tables.bundle() else {
         return best.0;
     };
-    let stale = less(now.0, bundle.fresh_until.0) ^ 1;
+    // Bit 0: nothing has been heard for too long; bit 1: the bundle is good all the same. In one number, for want of
+    // stack.
+    let stale = less(now.0, bundle.fresh_until.0) ^ 1 | less(now.0, bundle.expires.0) << 1;
     let mut covered = u64::MAX;
     if transport != 0 {
         covered = u64::from(tables.covers(grants.scope, address, transport));
@@ -430,7 +432,7 @@ pub fn weigh<T: Tables + ?Sized>(
     let mut slot = 0;
     while let Some(grant) = grants.grants.get(slot as usize) {
         let flags = u64::from(grant.flags);
-        let lapsed = stale & (flags / u64::from(Grant::STALE_ENDS));
+        let lapsed = stale & 1 & (flags / u64::from(Grant::STALE_ENDS));
         let in_time = less(now.0, grant.valid_until.0);
         let open = in_time & (lapsed ^ 1);
         let begun = less(now.0, grant.valid_from.0) ^ 1;
@@ -438,8 +440,8 @@ pub fn weigh<T: Tables + ?Sized>(
         // What was taken back says nothing else any more.
         let revoked = flags & u64::from(Grant::REVOKED);
         let rank = rank ^ (rank ^ Rank::denied(Reason::Revoked)) & all_ones(revoked);
-        // It would still permit, had anything been heard.
-        let monitors = lapsed & (flags / u64::from(Grant::STALE_MONITORS));
+        // It would still permit, had anything been heard; in an expired bundle `onExpiry` rules.
+        let monitors = stale >> 1 & lapsed & (flags / u64::from(Grant::STALE_MONITORS));
         let monitored = monitors & in_time & begun & covered >> slot & (revoked ^ 1);
         let mode = grant.mode & (monitored as u8 ^ 1);
         let unused = all_ones(less(slot, u64::from(grants.count)) ^ 1);

@@ -139,7 +139,7 @@ pub struct Use {
     pub mode: u8,
     /// The [`crate::verdict::Action`] that was asked for.
     pub action: u8,
-    /// What was done: 0 nothing, 1 the call was refused, 2 refused and SIGKILL sent.
+    /// What was done, one of [`taken`].
     pub taken: u8,
     /// 1 if the task is trusted.
     pub trusted: u8,
@@ -170,6 +170,24 @@ pub mod taken {
     pub const REFUSED: u8 = 1;
     /// The call was refused and the process sent SIGKILL.
     pub const KILLED: u8 = 2;
+    /// The call was refused, and the daemon froze the workload instance.
+    pub const FROZEN: u8 = 3;
+    /// The call was refused, and the daemon killed the workload instance.
+    pub const KILLED_WORKLOAD: u8 = 4;
+
+    /// The call was refused, and the process not killed, because that was done too often in the last minute.
+    pub const LIMITED: u8 = 5;
+
+    /// The name used in events.
+    pub const fn name(taken: u8) -> &'static str {
+        match taken {
+            REFUSED | LIMITED => "block",
+            KILLED => "kill",
+            FROZEN => "freeze",
+            KILLED_WORKLOAD => "kill-workload",
+            _ => "none",
+        }
+    }
 }
 
 code!(

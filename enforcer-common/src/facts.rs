@@ -25,6 +25,13 @@ pub struct Task {
 }
 
 impl Task {
+    /// One number for all instances of a workload, whichever process it is: what the cgroup means to the bundle and the
+    /// program. For counting, not for deciding: two workloads may have the same.
+    #[inline(always)]
+    pub const fn workload_number(&self) -> u64 {
+        (self.identity.0 as u64) << 32 ^ self.executable.inode.ino
+    }
+
     /// No task: all zero.
     pub const NOBODY: Self = Self {
         executable: ExecutableKey {

@@ -1,5 +1,8 @@
 //! Which cgroups are workload instances: where holding begins and ends.
 
+use crate::ids::CgroupId;
+use crate::tables::Cgroup;
+
 /// How many bytes from the beginning of a name are looked at: a container's id.
 pub const FIRST: usize = 64;
 /// How many bytes from the end of a name are looked at: `.service`.
@@ -12,10 +15,22 @@ pub enum NameKind {
     Slice,
     /// A systemd service, scope or a container: a workload instance, with all below it.
     Instance,
+    /// The same, with the name of a login session, `session-3.scope`.
+    Session,
+    /// The same, with the name of where a service manager is itself, `init.scope`.
+    Manager,
     /// A per-user service manager, `user@UID.service`: the units below it are the instances.
     UserManager,
     /// Anything else: belongs to what its parent belongs to.
     Other,
+}
+
+impl NameKind {
+    /// Whether it is an instance, of whatever kind.
+    #[inline(always)]
+    pub const fn is_instance(self) -> bool {
+        matches!(self, Self::Instance | Self::Session | Self::Manager)
+    }
 }
 
 /// Classifies a cgroup by its name: its length, its first bytes (NUL-padded), and its last bytes
@@ -31,25 +46,101 @@ pub fn classify(len: usize, first: &[u8; FIRST], last: &[u8; LAST]) -> NameKind 
         } else {
             NameKind::Instance
         }
-    } else if len > 6 && last << 16 == u64::from_be_bytes(*b".scope\0\0")
-        || starts_with(first, b"lxc.payload.")
-        || len == FIRST && all_hex(first)
-    {
+    } else if len > 6 && last << 16 == u64::from_be_bytes(*b".scope\0\0") {
+        if starts_with(first, b"session-") {
+            NameKind::Session
+        } else if starts_with(first, b"init.scope\0") {
+            NameKind::Manager
+        } else {
+            NameKind::Instance
+        }
+    } else if starts_with(first, b"lxc.payload.") || len == FIRST && all_hex(first) {
         NameKind::Instance
     } else {
         NameKind::Other
     }
 }
 
+/// Whose service manager it is by the name `user@UID.service`: the UID plus one; 0 if that is no number.
+#[inline(always)]
+pub fn user_of(len: usize, first: &[u8; FIRST]) -> u32 {
+    const BEGIN: usize = 5;
+    // A uid has ten digits at most.
+    const LONGEST: usize = BEGIN + 10 + LAST;
+    if len <= BEGIN + LAST || len > LONGEST {
+        return 0;
+    }
+    let mut uid = 0_u64;
+    let mut at = BEGIN;
+    while at < LONGEST - LAST {
+        let digit = first[at].wrapping_sub(b'0');
+        if digit > 9 {
+            break;
+        }
+        uid = uid * 10 + u64::from(digit);
+        at += 1;
+    }
+    if at + LAST == len && uid < u64::from(u32::MAX) {
+        uid as u32 + 1
+    } else {
+        0
+    }
+}
+
+impl Cgroup {
+    /// Becomes what a new child of this cgroup is by its own name, but for what it means to the bundle. `user` is
+    /// what [`user_of`] says of a [`NameKind::UserManager`].
+    #[inline(always)]
+    pub fn descend(&mut self, own: CgroupId, kind: NameKind, user: u32) {
+        let below_slices = self.has(Self::SLICES_ONLY);
+        let is_top = self.has(Self::ROOT);
+        let keeps = if let NameKind::Slice = kind {
+            Self::SLICES_ONLY
+        } else {
+            self.user = 0;
+            0
+        };
+        self.flags &= keeps;
+        self.unaccounted = 0;
+        match kind {
+            NameKind::Slice | NameKind::Other => return,
+            NameKind::UserManager => {
+                if below_slices {
+                    self.user = user;
+                }
+                return;
+            }
+            NameKind::Session if below_slices => self.flags |= Self::SESSION,
+            NameKind::Manager if is_top => self.flags |= Self::MANAGER,
+            _ => {}
+        }
+        if self.instance.0 == 0 {
+            self.instance = own;
+        }
+    }
+}
+
 /// [`classify`] for a whole name.
 pub fn classify_name(name: &[u8]) -> NameKind {
-    let mut first = [0; FIRST];
-    let head = name.len().min(FIRST);
-    first[..head].copy_from_slice(&name[..head]);
     let mut last = [0; LAST];
     let tail = name.len().min(LAST);
     last[LAST - tail..].copy_from_slice(&name[name.len() - tail..]);
-    classify(name.len(), &first, &last)
+    classify(name.len(), &beginning(name), &last)
+}
+
+/// [`user_of`] for a whole name, whatever it is.
+pub fn user_of_name(name: &[u8]) -> u32 {
+    match classify_name(name) {
+        NameKind::UserManager => user_of(name.len(), &beginning(name)),
+        _ => 0,
+    }
+}
+
+fn beginning(name: &[u8]) -> [u8; FIRST] {
+    let mut first = [0; FIRST];
+    let head = name.len().min(FIRST);
+    first[..head].copy_from_slice(&name[..head]);
+    first
 }
 
 #[inline(always)]
@@ -90,8 +181,10 @@ mod tests {
         for (name, expected) in [
             ("system.slice", NameKind::Slice),
             ("backup.service", NameKind::Instance),
-            ("session-3.scope", NameKind::Instance),
-            ("init.scope", NameKind::Instance),
+            ("session-3.scope", NameKind::Session),
+            ("session.scope", NameKind::Instance),
+            ("init.scope", NameKind::Manager),
+            ("init.scope.scope", NameKind::Instance),
             ("user@1000.service", NameKind::UserManager),
             ("cri-containerd-0123.scope", NameKind::Instance),
             ("lxc.payload.web", NameKind::Instance),
@@ -105,5 +198,23 @@ mod tests {
         let id = "0123456789abcdef".repeat(4);
         assert_eq!(kind(&id), NameKind::Instance);
         assert_eq!(kind(&id.replace('a', "g")), NameKind::Other);
+    }
+
+    #[test]
+    fn whose_manager_it_is() {
+        for (name, expected) in [
+            ("user@1000.service", 1001),
+            ("user@0.service", 1),
+            ("user@4294967294.service", 4_294_967_295),
+            ("user@4294967295.service", 0),
+            ("user@99999999999.service", 0),
+            ("user@.service", 0),
+            ("user@alice.service", 0),
+            ("user@1000x.service", 0),
+            ("user@1000", 0),
+            ("user-1000.slice", 0),
+        ] {
+            assert_eq!(user_of_name(name.as_bytes()), expected, "{name}");
+        }
     }
 }

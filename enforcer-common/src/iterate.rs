@@ -30,6 +30,18 @@ pub struct Wanted {
     pub descriptor: u32,
 }
 
+/// What to note of where the processes that run come from, one pass after the other until nothing is new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Marking {
+    /// Slots of ancestors whose descendants are looked for by what runs now and who is whose parent.
+    pub fresh: u64,
+    /// Slots of ancestors that stay; others are forgotten.
+    pub keep: u64,
+    /// 1 to look for who is interactive as well.
+    pub interactive: u64,
+}
+
 /// A thread, as the gate needs it for a decision and for an event.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]

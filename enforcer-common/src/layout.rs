@@ -107,6 +107,8 @@ offsets! {
     regs_third = "pt_regs".["dx"|"regs+16"],
     /// Living threads of a process.
     signal_live = "signal_struct".["live"],
+    /// Their controlling terminal.
+    signal_tty = "signal_struct".["tty"],
     /// The executable.
     mm_exe = "mm_struct".["exe_file"],
     /// Hierarchy of a cgroup.
@@ -175,6 +177,8 @@ offsets! {
     task_thread_pid = "task_struct".["thread_pid"],
     /// How deep the innermost of those is; 0 is the host's.
     pid_level = "pid".["level"],
+    /// The numbers, one for each, of 16 bytes that begin with the number itself.
+    pid_numbers = "pid".["numbers"],
 }
 
 impl Offsets {

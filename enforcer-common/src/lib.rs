@@ -16,6 +16,7 @@ pub mod ids;
 pub mod instance;
 pub mod iterate;
 pub mod layout;
+pub mod origin;
 pub mod replay;
 pub mod tables;
 pub mod tier;

@@ -404,19 +404,54 @@ pub struct Cgroup {
     pub instance: CgroupId,
     /// What it means to the bundle.
     pub identity: Versioned<IdentityId>,
-    /// 1 if it and all above it are slices: a unit directly below is a system unit.
-    pub slices_only: u16,
+    /// [`Cgroup::SLICES_ONLY`] and the others.
+    pub flags: u16,
     /// 1 if it is an instance into which more was brought than there was room for.
     pub unaccounted: u16,
+    /// Uid plus one of whom the service manager belongs to that it is, or only slices away from: a unit directly below
+    /// is one of that user. 0 if it is none.
+    pub user: u32,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+impl Cgroup {
+    /// It and all above it are slices: a unit directly below is a system unit.
+    pub const SLICES_ONLY: u16 = 1;
+    /// It is the root.
+    pub const ROOT: u16 = 2;
+    /// It is a login session.
+    pub const SESSION: u16 = 4;
+    /// It is where the host's service manager is, and what that starts before it is put where it belongs.
+    pub const MANAGER: u16 = 8;
+
+    /// Whether all of `flags` are set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u16) -> bool {
+        self.flags & flags == flags
+    }
 }
 
 /// Longest cgroup path or unit name that can be selected by, in bytes, with its ending NUL.
 pub const CGROUP_NAME_BYTES: usize = 192;
 
-/// Key of the cgroup-names table: a path from the cgroup root, or a bare system unit name; NUL-padded.
+/// Key of the cgroup-names table: a path from the cgroup root, a bare system unit name, or a user's unit by
+/// [`CgroupName::user_prefix`] and its name; NUL-padded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(8))]
 pub struct CgroupName(pub [u8; CGROUP_NAME_BYTES]);
+
+impl CgroupName {
+    /// How long the text can be after a prefix.
+    pub const USER_UNIT_BYTES: usize = CGROUP_NAME_BYTES - 8;
+
+    /// What stands before the name of a user's unit: no path and no unit begins with that byte. `user` is as in
+    /// [`Cgroup::user`].
+    #[inline(always)]
+    pub const fn user_prefix(user: u32) -> u64 {
+        (user as u64) << 8 | 1
+    }
+}
 
 word_key!(
     /// Key of the table of the daemon's own programs, maps and links: the command of `bpf(2)` that opens one by its
@@ -546,14 +581,123 @@ pub struct CopyUp {
     pub reserved: u32,
 }
 
-/// Value of the table of shares: what was told of a process's denials.
+/// Value of the tables of shares: what was told of a process's denials, or of a workload's kills.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Share {
-    /// When, in units of 2^30 ns.
+    /// When, in units of 2^30 ns; of kills, in minutes.
     pub second: u64,
     /// How many.
     pub told: u64,
+}
+
+word_key!(
+    /// Key of the usage table: one kind of allowed use.
+    UsageKey[10]
+);
+
+impl UsageKey {
+    /// Marks a use of a file.
+    pub const IS_FILE: u64 = 1 << 8;
+
+    /// The key: who, the answer, [`Kind`](crate::event::Kind) and [`UsageKey::IS_FILE`], and the three words of the
+    /// object: of a destination, or of an inode. Instances count as a whole, what is in none by process.
+    #[inline(always)]
+    pub fn new(task: &Task, verdict: crate::verdict::Verdict, kind: u64, object: [u64; 3]) -> Self {
+        let alone = all_ones(crate::branchless::is_zero(task.instance.0));
+        let inode = &task.executable.inode;
+        Self([
+            task.instance.0 | task.start.0 & alone,
+            (task.tgid.0 as u64 & alone) << 32 | kind,
+            (task.identity.0 as u64) << 32 | task.uid.0 as u64,
+            inode.ino,
+            (inode.dev as u64) << 32 | inode.generation as u64,
+            task.executable.changed_ns,
+            verdict.0,
+            object[0],
+            object[1],
+            object[2],
+        ])
+    }
+
+    /// The workload instance; 0 if it is in none.
+    pub const fn instance(&self) -> CgroupId {
+        match self.tgid().0 {
+            0 => CgroupId(self.0[0]),
+            _ => CgroupId(0),
+        }
+    }
+
+    /// The process, if it is in no instance; 0 otherwise.
+    pub const fn tgid(&self) -> Tgid {
+        Tgid((self.0[1] >> 32) as u32)
+    }
+
+    /// A [`Kind`](crate::event::Kind).
+    pub const fn kind(&self) -> u8 {
+        self.0[1] as u8
+    }
+
+    /// The user.
+    pub const fn uid(&self) -> crate::ids::Uid {
+        crate::ids::Uid(self.0[2] as u32)
+    }
+
+    /// What the cgroup means to the bundle.
+    pub const fn identity(&self) -> IdentityId {
+        IdentityId((self.0[2] >> 32) as u32)
+    }
+
+    /// The program.
+    pub const fn executable(&self) -> ExecutableKey {
+        ExecutableKey {
+            inode: InodeKey {
+                ino: self.0[3],
+                dev: (self.0[4] >> 32) as u32,
+                generation: self.0[4] as u32,
+            },
+            changed_ns: self.0[5],
+        }
+    }
+
+    /// The answer.
+    pub const fn verdict(&self) -> crate::verdict::Verdict {
+        crate::verdict::Verdict(self.0[6])
+    }
+
+    /// The file, if it is a use of one.
+    pub const fn file(&self) -> Option<InodeKey> {
+        if self.0[1] & Self::IS_FILE == 0 {
+            return None;
+        }
+        Some(InodeKey {
+            ino: self.0[7],
+            dev: self.0[8] as u32,
+            generation: (self.0[8] >> 32) as u32,
+        })
+    }
+
+    /// The destination, if it is no use of a file.
+    pub const fn destination(&self) -> Option<crate::address::Destination> {
+        if self.0[1] & Self::IS_FILE != 0 {
+            return None;
+        }
+        Some(crate::address::Destination::detail([
+            self.0[7], self.0[8], self.0[9],
+        ]))
+    }
+}
+
+/// Value of the usage table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Usage {
+    /// How often, since `first`.
+    pub count: u64,
+    /// The first time.
+    pub first: BootNs,
+    /// The last time.
+    pub last: BootNs,
 }
 
 /// Facts recorded with a socket when a holder last used it, for the packet gate.
@@ -582,6 +726,79 @@ impl SocketRecord {
         condemned: 0,
         reserved: 0,
     };
+}
+
+/// Value of the origins table: where a process comes from, see [`crate::origin`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Origin {
+    /// The ancestors by which the bundle selects that it descends from, by their slots, a bit for each.
+    pub ancestors: u64,
+    /// 1 if it is interactive.
+    pub interactive: u64,
+}
+
+word_key!(
+    /// Key of the table of origins that matter, by what a cgroup means in one generation.
+    RelevantKey[1]
+);
+
+impl RelevantKey {
+    /// The key.
+    #[inline(always)]
+    pub const fn new(generation: Generation, identity: IdentityId) -> Self {
+        Self([(generation.0 as u64) << 32 | identity.0 as u64])
+    }
+
+    /// What the cgroup means.
+    pub const fn identity(&self) -> IdentityId {
+        IdentityId(self.0[0] as u32)
+    }
+}
+
+/// Value of that table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Relevant {
+    /// The bits of an origin that make a difference in such a cgroup.
+    pub mask: u64,
+    /// What a task is there whose origin is not known.
+    pub otherwise: IdentityId,
+    /// Always 0.
+    pub reserved: u32,
+}
+
+word_key!(
+    /// Key of the table of what a task is in a cgroup, given where it comes from.
+    OriginKey[2]
+);
+
+impl OriginKey {
+    /// The key, for those bits of the origin that matter.
+    #[inline(always)]
+    pub const fn new(generation: Generation, identity: IdentityId, origin: u64) -> Self {
+        Self([(generation.0 as u64) << 32 | identity.0 as u64, origin])
+    }
+
+    /// What the cgroup means.
+    pub const fn identity(&self) -> IdentityId {
+        IdentityId(self.0[0] as u32)
+    }
+
+    /// The bits of the origin.
+    pub const fn origin(&self) -> u64 {
+        self.0[1]
+    }
+}
+
+/// Element of the array of ancestors' slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct AncestorSlot {
+    /// The selector; all zero if the slot is free.
+    pub selector: crate::ids::NameDigest,
+    /// 1 once the processes that ran before have been looked at.
+    pub complete: u64,
 }
 
 /// What a decision may ask. Implemented over BPF maps in the kernel and over hash maps in user space.
@@ -658,7 +875,12 @@ sizes! {
     PortKey = 16,
     Holder = 16,
     HolderKey = 24,
-    Cgroup = 24,
+    Cgroup = 32,
+    Origin = 16,
+    OriginKey = 16,
+    RelevantKey = 8,
+    Relevant = 16,
+    AncestorSlot = 24,
     CgroupName = 192,
     EndpointKey = 24,
     OwnObject = 8,
@@ -669,15 +891,19 @@ sizes! {
     crate::address::Destination = 24,
     CopyUp = 24,
     Share = 16,
+    UsageKey = 80,
+    Usage = 24,
     SocketRecord = 80,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,
     crate::watch::Node = 4,
-    crate::layout::Offsets = 600,
+    crate::layout::Offsets = 616,
     crate::iterate::Wanted = 8,
+    crate::iterate::Marking = 24,
     CgroupId = 8,
     Generation = 4,
+    IdentityId = 4,
     Tgid = 4,
     crate::ids::Tid = 4,
     CredentialId = 4,

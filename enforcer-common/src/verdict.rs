@@ -79,12 +79,17 @@ code!(
 );
 
 code!(
-    /// What follows a denial in enforce mode.
+    /// What follows a denial in enforce mode. Of two, the one with the higher number is the stricter; the lowest bit
+    /// says whether the process is killed at once, by the kernel.
     Action {
         /// The call fails with EPERM.
         Block = 0 => "block",
         /// The call fails with EPERM and the process gets SIGKILL before the call returns.
         Kill = 1 => "kill",
+        /// The call fails with EPERM, and the daemon freezes the workload instance.
+        Freeze = 2 => "freeze",
+        /// As kill, and the daemon kills the whole workload instance.
+        KillWorkload = 3 => "kill-workload",
     }
 );
 
@@ -92,7 +97,8 @@ code!(
 /// more would leave a stack pointer in the register of results, which the verifier refuses.
 ///
 /// Bits 0 to 4 are the [`Reason`] of a denial or 0, bit 5 is set if anything was decided, bit 6 if the task
-/// is trusted, bit 7 is the [`Mode`], bit 8 the [`Action`]; 27 bits of the entitlement and 28 of the credential follow.
+/// is trusted, bit 7 is the [`Mode`], bits 8 and 9 the [`Action`]; 27 bits each of the entitlement and of the credential
+/// follow.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Verdict(pub u64);
@@ -106,13 +112,14 @@ impl Verdict {
     const TRUSTED: u64 = 1 << 6;
     const MODE_SHIFT: u32 = 7;
     const ACTION_SHIFT: u32 = 8;
-    const ENTITLEMENT_SHIFT: u32 = 9;
-    const CREDENTIAL_SHIFT: u32 = 36;
+    const ACTION: u64 = 3;
+    const ENTITLEMENT_SHIFT: u32 = 10;
+    const CREDENTIAL_SHIFT: u32 = 37;
 
     /// Largest number of an entitlement or a credential.
     pub const ID_MAX: u32 = (1 << 27) - 1;
 
-    /// What was decided. `reason` is 0 for allow; of `mode` and `action` the lowest bit counts.
+    /// What was decided. `reason` is 0 for allow; of `mode` the lowest bit counts, of `action` the lowest two.
     #[inline(always)]
     pub const fn new(
         reason: u64,
@@ -127,7 +134,7 @@ impl Verdict {
                 | Self::GOVERNED
                 | (trusted as u64) << 6
                 | (mode & 1) << Self::MODE_SHIFT
-                | (action & 1) << Self::ACTION_SHIFT
+                | (action & Self::ACTION) << Self::ACTION_SHIFT
                 | ((entitlement.0 & Self::ID_MAX) as u64) << Self::ENTITLEMENT_SHIFT
                 | (credential.0 as u64) << Self::CREDENTIAL_SHIFT,
         )
@@ -161,7 +168,7 @@ impl Verdict {
     /// The same, but without more than a refusal.
     #[inline(always)]
     pub const fn blocked(self) -> Self {
-        Self(self.0 & !(1 << Self::ACTION_SHIFT))
+        Self(self.0 & !(Self::ACTION << Self::ACTION_SHIFT))
     }
 
     /// Why it is denied; `None` allows.
@@ -201,11 +208,22 @@ impl Verdict {
     /// What the entitlement, or else the bundle, says shall follow a denial.
     #[inline(always)]
     pub const fn action(self) -> Action {
-        if self.0 >> Self::ACTION_SHIFT & 1 != 0 {
-            Action::Kill
-        } else {
-            Action::Block
+        match Action::from_u8(self.action_code()) {
+            Some(action) => action,
+            None => Action::Block,
         }
+    }
+
+    /// The same as a number, without a path for each value.
+    #[inline(always)]
+    pub const fn action_code(self) -> u8 {
+        (self.0 >> Self::ACTION_SHIFT & Self::ACTION) as u8
+    }
+
+    /// Whether the process is killed at once where the call is refused.
+    #[inline(always)]
+    pub const fn kills(self) -> bool {
+        self.action_code() & 1 != 0
     }
 
     /// The credential that decided; for an allowed reach the one that covers the destination.

@@ -20,7 +20,7 @@ use enforcer_common::{
 use crate::{
     kernel::{QSTR_NAME, read},
     maps::{DENIALS, LOST, NOTICES, SHARES, USES},
-    offset, task,
+    offset, task, usage,
 };
 
 /// Now, on the clock that decides.
@@ -40,7 +40,8 @@ pub struct Object<'a> {
 }
 
 impl<'a> Object<'a> {
-    const IS_FILE: u64 = 1 << 25;
+    /// Of `how`: the object is a file.
+    pub const IS_FILE: u64 = 1 << 25;
 
     #[inline(always)]
     fn new<T>(at: &'a T, kind: Kind, flags: u64) -> Self {
@@ -134,6 +135,13 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         count_lost(which);
         return 0;
     }
+    if verdict.reason() == 0
+        && is_counted(how)
+        // SAFETY: `object` and `how` are those of one `Object`.
+        && unsafe { usage::count(time, task, object, verdict, how) } != 0
+    {
+        return 0;
+    }
     let Some(mut entry) = reserve::<Use>(ring, which) else {
         return 0;
     };
@@ -166,7 +174,7 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         (*record).gate = (how >> 8) as u8;
         (*record).reason = verdict.reason();
         (*record).mode = verdict.mode() as u8;
-        (*record).action = verdict.action() as u8;
+        (*record).action = verdict.action_code();
         (*record).taken = (how >> 16) as u8;
         (*record).trusted = u8::from(verdict.trusted());
         (*record).target = Tgid((how >> 32) as u32);
@@ -207,6 +215,12 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
     }
     entry.submit(0);
     0
+}
+
+/// Whether uses of this kind are counted: reads and reaches, but not of another process's memory.
+#[inline(always)]
+fn is_counted(how: u64) -> bool {
+    how as u8 <= Kind::Reach as u8 && how >> 32 == 0
 }
 
 /// Sends a notice. `name` is a kernel address of a NUL-terminated string, or 0.

@@ -49,7 +49,7 @@ pub fn conclude(task: &Task, object: Object<'_>, verdict: Verdict, gate: Gate) -
     if !verdict.governed() {
         return false;
     }
-    let taken = respond::act(verdict);
+    let taken = respond::act(verdict, task);
     emit::use_of(emit::now(), task, object, verdict, gate, taken, true);
     verdict.refuses()
 }
@@ -97,7 +97,7 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named
         // A signal is the LSM hooks' to send: cgroup programs may not, before 6.18.
         let taken = match named {
             Named::Before => taken::REFUSED,
-            _ => respond::act(verdict),
+            _ => respond::act(verdict, &task),
         };
         emit::use_of(
             now,

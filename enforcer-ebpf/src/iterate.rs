@@ -15,9 +15,9 @@ use enforcer_common::{
 };
 
 use crate::{
-    kernel::{QSTR_NAME, executable_key, inode_key, load, read},
+    kernel::{QSTR_NAME, executable_key, inode_key, load, read, untyped},
     maps::{DAEMON, FILES, WANTED},
-    offset,
+    offset, origin,
     tables::settled,
     task,
 };
@@ -95,6 +95,20 @@ pub unsafe fn thread(ctx: *const TaskContext, has_helper: bool) {
         text(&mut record.executable_name, name);
     }
     write(meta, &record);
+}
+
+/// Notes where a process comes from, and writes a byte if that was new.
+///
+/// # Safety
+///
+/// `ctx` is what the kernel gave to the program.
+#[inline(always)]
+pub unsafe fn origin(ctx: *const TaskContext) {
+    // SAFETY: the caller's promise.
+    let (meta, task) = unsafe { ((*ctx).meta, (*ctx).task as u64) };
+    if task != 0 && read::<u64>(task + offset!(task_leader)) == task && origin::mark(task) != 0 {
+        write(meta, &1_u8);
+    }
 }
 
 /// Shows the descriptor of the daemon that an asker wants.
@@ -185,6 +199,7 @@ fn examine(facts: &mut Task, task: u64) {
     facts.uid = Uid(read(cred + offset!(cred_uid)));
     facts.cgroup = CgroupId(read(node + offset!(kn_id)));
     task::classify(facts);
+    facts.identity = task::with_origin(facts.identity, untyped(task));
 }
 
 /// Copies a NUL-terminated text at a kernel address, as much as fits.

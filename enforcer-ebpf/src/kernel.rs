@@ -43,6 +43,12 @@ pub fn read<T: Copy + Default>(address: u64) -> T {
     value
 }
 
+/// An address as a mere number: a pointer typed by the kernel's BTF is none, as which a global function wants it.
+#[inline(always)]
+pub fn untyped(address: u64) -> u64 {
+    read(core::ptr::from_ref(&address) as u64)
+}
+
 /// Loads a `T` from an argument of a BTF-typed program, or from a pointer loaded so.
 ///
 /// # Safety

@@ -3,6 +3,7 @@
 //! Invariant: a hook gathers facts, asks [`enforcer_common::decide`], emits, and turns the verdict into a
 //! number in one place ([`respond`]). Nothing in this crate decides.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key passed by value is copied, and 512 bytes of stack must do"
@@ -22,6 +23,7 @@ pub mod kernel;
 pub mod lifecycle;
 pub mod maps;
 pub mod memory;
+pub mod origin;
 pub mod packet;
 pub mod respond;
 pub mod socket;
@@ -29,6 +31,7 @@ pub mod tables;
 pub mod tamper;
 pub mod task;
 pub mod unix;
+pub mod usage;
 pub mod watch;
 
 /// The verifier proves that no panic is reachable; a reachable one would loop and be refused.

@@ -5,15 +5,16 @@ use enforcer_common::{
     branchless::opaque,
     event::NoticeKind,
     ids::{BootNs, CgroupId, IdentityId, InodeKey, Tgid},
-    instance::{FIRST, LAST, NameKind, classify},
+    instance::{FIRST, LAST, NameKind, classify, user_of},
     tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName, Holder, Versioned},
+    tier,
 };
 
 use crate::{
     emit, holders,
-    kernel::{self, read},
-    maps::{CGROUP_NAMES, CGROUPS},
-    offset,
+    kernel::{self, constant, read},
+    maps::{CGROUP_NAMES, CGROUPS, TIER},
+    offset, origin,
     tables::settled,
     tamper, task,
 };
@@ -28,6 +29,7 @@ pub fn conceived(child: u64, clone_flags: u64) {
     if clone_flags & THREAD != 0 {
         return;
     }
+    origin::conceived(child);
     let parent = task::current_holder();
     let from = Holder::process(parent.tgid, parent.start);
     // What an instance holds, it holds already.
@@ -62,12 +64,16 @@ pub fn freed(task: u64) {
     if holders::holds(unborn) {
         holders::forget(unborn);
     }
+    origin::freed(task);
     // With its first thread a process ends; one that gave its place to another by exec is no first one any more.
     let leader: u64 = read(task + offset!(task_leader));
     tamper::freed(task);
     let process = process(task);
-    if leader == task && holders::holds(process) {
-        holders::forget(process);
+    if leader == task {
+        origin::ended(process);
+        if holders::holds(process) {
+            holders::forget(process);
+        }
     }
 }
 
@@ -80,7 +86,11 @@ pub fn forked(parent: u64, child: u64) {
     if holders::holds(unborn) {
         holders::forget(unborn);
     }
-    if from == to || !holders::holds(from) {
+    if from == to {
+        return;
+    }
+    origin::forked(parent, child);
+    if !holders::holds(from) {
         return;
     }
     if !holders::inherit(from, to) {
@@ -111,8 +121,17 @@ pub fn exited(thread: u64) {
     }
     tamper::ended(Tgid(read(thread + offset!(task_tgid))));
     let holder = process(thread);
+    origin::ended(holder);
     if holders::holds(holder) {
         holders::forget(holder);
+    }
+}
+
+/// A task is about to be moved to the cgroup at `destination`.
+#[inline(always)]
+pub fn attaching(destination: u64, thread: u64) {
+    if is_v2(destination) {
+        origin::moved(destination, thread, true);
     }
 }
 
@@ -121,6 +140,10 @@ pub fn exited(thread: u64) {
 pub fn attached(destination: u64, thread: u64) {
     if !is_v2(destination) {
         return;
+    }
+    if constant(&TIER) == tier::FANOTIFY {
+        // Elsewhere a program saw it before.
+        origin::moved(destination, thread, false);
     }
     let holder = process(thread);
     if !holders::holds(holder) {
@@ -159,20 +182,15 @@ pub fn created(cgroup: u64, path: u64) -> bool {
     let mut is_named = lookup(path, &mut named);
     let node: u64 = read(cgroup + offset!(cgroup_kn));
     let name: u64 = read(node + offset!(kn_name));
-    let below_slices = record.slices_only != 0;
-    match kind(name) {
-        NameKind::Slice => {}
-        NameKind::UserManager => record.slices_only = 0,
-        NameKind::Instance => {
-            record.slices_only = 0;
-            if record.instance.0 == 0 {
-                record.instance = own;
-            }
-        }
-        NameKind::Other => record.slices_only = 0,
-    }
+    let below_slices = record.has(Cgroup::SLICES_ONLY);
+    let below_manager = record.user;
+    let (kind, user) = kind(name);
+    record.descend(own, kind, user);
     if !is_named && below_slices {
         is_named = lookup(name, &mut named);
+    }
+    if !is_named && below_manager != 0 {
+        is_named = lookup_of(name, below_manager, &mut named);
     }
     if is_named {
         record.identity = named;
@@ -197,6 +215,7 @@ pub fn removed(cgroup: u64, path: u64) {
     let own = id(cgroup);
     let _ = CGROUPS.remove(&own);
     holders::forget(Holder::instance(own));
+    origin::emptied(own);
     emit::notice(
         NoticeKind::CgroupRemoved,
         own,
@@ -208,7 +227,7 @@ pub fn removed(cgroup: u64, path: u64) {
 
 /// The process of the thread at a kernel address.
 #[inline(always)]
-fn process(thread: u64) -> Holder {
+pub fn process(thread: u64) -> Holder {
     Holder::process(Tgid(read(thread + offset!(task_tgid))), task::start(thread))
 }
 
@@ -231,9 +250,29 @@ fn lookup(text: u64, identity: &mut Versioned<IdentityId>) -> bool {
     settled(&CGROUP_NAMES, &key, identity)
 }
 
-/// What a cgroup's own name says.
+/// What the bundle says about a unit of this name of a user's own; `false` if nothing.
 #[inline(never)]
-fn kind(name: u64) -> NameKind {
+fn lookup_of(name: u64, user: u32, identity: &mut Versioned<IdentityId>) -> bool {
+    let mut key = CgroupName([0; CGROUP_NAME_BYTES]);
+    // SAFETY: the key begins with a whole word; reads at most what is behind it, and ends it with NUL.
+    let read = unsafe {
+        let text = (&raw mut key.0).cast::<u64>();
+        *text = CgroupName::user_prefix(user);
+        bpf_probe_read_kernel_str(
+            text.add(1).cast(),
+            CgroupName::USER_UNIT_BYTES as u32,
+            name as *const _,
+        )
+    };
+    if read <= 1 || read as usize >= CgroupName::USER_UNIT_BYTES {
+        return false;
+    }
+    settled(&CGROUP_NAMES, &key, identity)
+}
+
+/// What a cgroup's own name says, and if it is that of a user's service manager, whose.
+#[inline(never)]
+fn kind(name: u64) -> (NameKind, u32) {
     let mut first = [0_u8; FIRST + 1];
     // SAFETY: reads at most the array's size, and ends it with NUL.
     let read = unsafe {
@@ -245,16 +284,21 @@ fn kind(name: u64) -> NameKind {
     };
     let mut len = (read - 1) as u64;
     if read <= 1 {
-        return NameKind::Other;
+        return (NameKind::Other, 0);
     }
     let Some(first) = first.first_chunk() else {
-        return NameKind::Other;
+        return (NameKind::Other, 0);
     };
     if len >= FIRST as u64 {
         len = full_length(name);
     }
     let last: [u8; LAST] = kernel::read(name.wrapping_add(len).wrapping_sub(LAST as u64));
-    classify(len as usize, first, &last)
+    let kind = classify(len as usize, first, &last);
+    let user = match kind {
+        NameKind::UserManager => user_of(len as usize, first),
+        _ => 0,
+    };
+    (kind, user)
 }
 
 /// Length of a name that is longer than what [`classify`] wants of its beginning; names have 255 bytes at

@@ -9,15 +9,16 @@ use aya_ebpf::{
 use enforcer_common::{
     capacity,
     ids::{
-        CgroupId, CredentialId, ExecutableKey, Generation, InodeKey, NameDigest, PortSetId, Tgid,
-        Tid,
+        CgroupId, CredentialId, ExecutableKey, Generation, IdentityId, InodeKey, NameDigest,
+        PortSetId, Tgid, Tid,
     },
-    iterate::{Asker, Wanted},
+    iterate::{Asker, Marking, Wanted},
     layout::Offsets,
     tables::{
-        Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey, EndpointKey,
-        GrantKey, Grants, HolderKey, OwnObject, Share, SocketName, SocketRecord, Subject,
-        SubjectKey, Versioned, Watch,
+        AncestorSlot, Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey,
+        EndpointKey, GrantKey, Grants, Holder, HolderKey, Origin, OriginKey, OwnObject, Relevant,
+        RelevantKey, Share, SocketName, SocketRecord, Subject, SubjectKey, Usage, UsageKey,
+        Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -66,6 +67,7 @@ pub static OFFSETS: Offsets = Offsets {
     regs_second: 0,
     regs_third: 0,
     signal_live: 0,
+    signal_tty: 0,
     mm_exe: 0,
     cgroup_root: 0,
     cgroup_self: 0,
@@ -100,6 +102,7 @@ pub static OFFSETS: Offsets = Offsets {
     mnt_root: 0,
     task_thread_pid: 0,
     pid_level: 0,
+    pid_numbers: 0,
 };
 
 /// 1 where cgroup socket-address programs can read the current task (6.1 can, 5.10 cannot); set at load
@@ -232,6 +235,44 @@ pub static CGROUPS: HashMap<CgroupId, Cgroup> =
 pub static CGROUP_NAMES: HashMap<CgroupName, Versioned<enforcer_common::ids::IdentityId>> =
     HashMap::with_max_entries(capacity::CGROUP_NAMES, BPF_F_NO_PREALLOC);
 
+/// Where processes come from, if there is anything to say.
+#[map]
+pub static ORIGINS: HashMap<Holder, Origin> =
+    HashMap::with_max_entries(capacity::ORIGINS, BPF_F_NO_PREALLOC);
+
+/// 1 once an origin could not be recorded: from then on that of a process without one is not known.
+#[map]
+pub static ORIGINS_LOST: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Programs at which a tree of processes has its root: the slots of the ancestors that they are, a bit for each.
+#[map]
+pub static ANCESTORS: HashMap<ExecutableKey, u64> =
+    HashMap::with_max_entries(capacity::ANCESTORS, BPF_F_NO_PREALLOC);
+
+/// What each slot stands for: for the daemon, no program asks.
+#[map]
+pub static ANCESTOR_SLOTS: Array<AncestorSlot> =
+    Array::with_max_entries(capacity::ANCESTOR_SLOTS, 0);
+
+/// Origins that matter, by what a cgroup means.
+#[map]
+pub static RELEVANT: HashMap<RelevantKey, Relevant> =
+    HashMap::with_max_entries(capacity::RELEVANT, BPF_F_NO_PREALLOC);
+
+/// What a task is by its cgroup and its origin.
+#[map]
+pub static ORIGIN_IDENTITIES: HashMap<OriginKey, IdentityId> =
+    HashMap::with_max_entries(capacity::ORIGIN_IDENTITIES, BPF_F_NO_PREALLOC);
+
+/// Instances in which a program has been started: who is put there now comes from outside.
+#[map]
+pub static RUNNING: HashMap<CgroupId, u32> =
+    HashMap::with_max_entries(capacity::RUNNING, BPF_F_NO_PREALLOC);
+
+/// What the iterator over processes is to note of their origins.
+#[map]
+pub static MARKING: Array<Marking> = Array::with_max_entries(1, 0);
+
 /// Watched directories.
 #[map]
 pub static WATCHES: HashMap<InodeKey, Watch> =
@@ -287,6 +328,27 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(3, 0);
 /// by it.
 #[map]
 pub static SHARES: LruHashMap<Tgid, Share> = LruHashMap::with_max_entries(capacity::SHARES, 0);
+
+/// How many processes of each workload were killed this minute.
+#[map]
+pub static KILLS: LruHashMap<u64, Share> = LruHashMap::with_max_entries(capacity::KILLERS, 0);
+
+/// How many there may be.
+#[map]
+pub static KILL_LIMIT: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Allowed uses that are counted and not told each.
+#[map]
+pub static USAGE: HashMap<UsageKey, Usage> = HashMap::with_max_entries(capacity::USAGES, 0);
+
+/// How many of each the daemon has told: a table of its own, so that the next daemon goes on where this one ended.
+#[map]
+pub static USAGE_TOLD: HashMap<UsageKey, u64> =
+    HashMap::with_max_entries(capacity::USAGES, BPF_F_NO_PREALLOC);
+
+/// Uses that found no room to be counted, and were told each.
+#[map]
+pub static UNCOUNTED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// Denials.
 #[map]

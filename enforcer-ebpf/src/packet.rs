@@ -167,6 +167,7 @@ pub extern "C" fn judge(skb: *mut __sk_buff, how: u64) -> u64 {
     let mut task = Task::NOBODY;
     if how & by::CALL == 0 {
         fill_by_cgroup(skb, &mut task);
+        task.identity = task::with_origin(task.identity, 0);
     } else {
         match sender(skb).and_then(|(_, socket)| socket.record()) {
             // SAFETY: the record lives as long as the program.

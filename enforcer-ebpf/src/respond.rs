@@ -2,13 +2,14 @@
 
 use aya_ebpf::helpers::generated::bpf_send_signal;
 use enforcer_common::{
-    branchless::opaque,
-    event::taken,
-    tier,
-    verdict::{Action, Verdict},
+    branchless::opaque, event::taken, facts::Task, tables::Share, tier, verdict::Verdict,
 };
 
-use crate::{kernel::constant, maps::TIER};
+use crate::{
+    emit,
+    kernel::constant,
+    maps::{KILL_LIMIT, KILLS, TIER},
+};
 
 /// What an LSM hook returns to refuse: `-EPERM`.
 pub const REFUSE: i32 = -1;
@@ -24,13 +25,16 @@ const SIGKILL: u32 = 9;
 ///
 /// The signal is pending before the call returns, so that no further instruction of the process runs.
 #[inline(always)]
-pub fn act(verdict: Verdict) -> u8 {
+pub fn act(verdict: Verdict, task: &Task) -> u8 {
     if !verdict.refuses() {
         return taken::NOTHING;
     }
     // Without hooks it is a cgroup program that asks, and those may send no signal (before 6.18).
     let may_kill = constant(&TIER) != tier::FANOTIFY;
-    if may_kill && matches!(verdict.action(), Action::Kill) {
+    if may_kill && verdict.kills() {
+        if has_kill_left(task.workload_number()) == 0 {
+            return taken::LIMITED;
+        }
         // SAFETY: a helper on a number, for the current task.
         let sent = unsafe { bpf_send_signal(SIGKILL) };
         if sent == 0 {
@@ -38,6 +42,46 @@ pub fn act(verdict: Verdict) -> u8 {
         }
     }
     taken::REFUSED
+}
+
+/// The node's own entry in the table of kills; no workload's has the highest bit.
+const NODE: u64 = u64::MAX;
+
+const MINUTE_NS: u64 = 60_000_000_000;
+
+/// Counts one more kill of this workload. 0 if that would be more in this minute than it, or the node, may have: one bad
+/// bundle must not kill a node. A global function, which is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn has_kill_left(workload: u64) -> u64 {
+    let limit = match KILL_LIMIT.get(0) {
+        Some(limit) => u64::from(*limit),
+        None => 0,
+    };
+    let minute = emit::now().0 / MINUTE_NS;
+    if spend(workload & !(1 << 63), minute) > limit {
+        return 0;
+    }
+    u64::from(spend(NODE, minute) <= limit)
+}
+
+/// Counts, and returns how many there have been this minute.
+#[inline(never)]
+fn spend(whose: u64, minute: u64) -> u64 {
+    if let Some(share) = KILLS.get_ptr_mut(whose) {
+        // SAFETY: a pointer into the map; that two processors count at once only makes the limit a little larger.
+        let share = unsafe { &mut *share };
+        if share.second == minute {
+            share.told += 1;
+            return share.told;
+        }
+    }
+    let share = Share {
+        second: minute,
+        told: 1,
+    };
+    let _ = KILLS.insert(&whose, &share, 0);
+    1
 }
 
 /// The return value of a program that is a hook, or stands before a function with a result. An earlier

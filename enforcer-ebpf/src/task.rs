@@ -8,7 +8,7 @@ use enforcer_common::{
     branchless::{all_ones, is_zero},
     decide,
     facts::Task,
-    ids::{BootNs, CgroupId, ExecutableKey, Generation, Tgid, Tid, Uid},
+    ids::{BootNs, CgroupId, ExecutableKey, Generation, IdentityId, Tgid, Tid, Uid},
     tables::Cgroup,
     tier,
 };
@@ -17,7 +17,7 @@ use crate::{
     kernel::{constant, executable_key, read},
     lifecycle,
     maps::{CGROUPS, GENERATION, TIER},
-    offset,
+    offset, origin,
     tables::{KernelTables, settled},
 };
 
@@ -38,6 +38,7 @@ pub fn current(facts: &mut Task) -> u32 {
     facts.executable = executable(task);
     fill_holder(facts, task);
     facts.uid = Uid(bpf_get_current_uid_gid() as u32);
+    facts.identity = with_origin(facts.identity, task);
     generation().0
 }
 
@@ -88,6 +89,13 @@ pub fn classify(task: &mut Task) {
     }
 }
 
+/// What the task at a kernel address is to the bundle, given where it comes from as well; if the address is 0, somebody
+/// of whom that is not known.
+#[inline(always)]
+pub fn with_origin(identity: IdentityId, task: u64) -> IdentityId {
+    IdentityId(origin::identity(u64::from(identity.0), task) as u32)
+}
+
 /// The generation in force; 0 before the first bundle.
 #[inline(always)]
 pub fn generation() -> Generation {
@@ -109,11 +117,15 @@ pub fn start(task: u64) -> BootNs {
 /// is up to the tracer, and what it reads is the tracer's. (Of its other threads nobody knows without a search.)
 #[inline(always)]
 pub fn executable(task: u64) -> ExecutableKey {
-    let leader: u64 = read(task + offset!(task_leader));
-    let traced =
-        read::<u32>(task + offset!(task_ptrace)) | read::<u32>(leader + offset!(task_ptrace));
-    let untraced = all_ones(is_zero(u64::from(traced)));
+    let untraced = all_ones(is_zero(u64::from(traced(task))));
     executable_key(executable_inode(task) & untraced)
+}
+
+/// Not 0 if the task at `task`, or its first thread, is traced.
+#[inline(always)]
+pub fn traced(task: u64) -> u32 {
+    let leader: u64 = read(task + offset!(task_leader));
+    read::<u32>(task + offset!(task_ptrace)) | read::<u32>(leader + offset!(task_ptrace))
 }
 
 /// Kernel address of the inode of a task's executable, or 0.
