@@ -8,6 +8,7 @@ mod connection;
 mod pace;
 mod report;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +19,20 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::contract::NodeStatus;
 use crate::held::{Held, Numbers};
-use crate::spool::Reader;
+use crate::journal::Reader;
 use crate::state::State;
 
 pub use certificate::{Error as CertificateError, Identity};
 pub use pace::Pace;
+pub use report::CURSOR as EVIDENCE_CURSOR;
 
 /// Where governance is, and who this node is to it.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `https://HOST:PORT`.
     pub url: String,
+    /// Other servers of the same fleet, to turn to when that one fails.
+    pub others: VecDeque<String>,
     /// The server's authority, PEM.
     pub authority: PathBuf,
     /// This node's name.
@@ -37,7 +41,7 @@ pub struct Config {
     pub labels: Labels,
     /// Where its key and certificate are kept.
     pub directory: PathBuf,
-    /// A file with the token to enroll with, as long as there is no certificate.
+    /// A file with the token to enroll with, as long as there is no certificate that is good.
     pub join_token: Option<PathBuf>,
     /// Of this program.
     pub version: String,
@@ -124,8 +128,21 @@ impl Client {
                 link.connected = false;
                 link.reason = Some(ended.reason.clone());
             });
-            tokio::time::sleep(backoff.next(ended.retry_after)).await;
+            let turned = self.turn();
+            let asked = ended.retry_after.filter(|_| !turned);
+            tokio::time::sleep(backoff.next(asked)).await;
         }
+    }
+
+    /// To the next server, if there are several.
+    fn turn(&mut self) -> bool {
+        let config = &mut self.config;
+        let Some(next) = config.others.pop_front() else {
+            return false;
+        };
+        let last = std::mem::replace(&mut config.url, next);
+        config.others.push_back(last);
+        true
     }
 
     fn tell(&self, change: impl FnOnce(&mut Link)) {

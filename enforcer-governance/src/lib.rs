@@ -8,9 +8,9 @@
 pub mod client;
 pub mod envelope;
 pub mod held;
+pub mod journal;
 pub mod keys;
 pub mod server;
-pub mod spool;
 pub mod state;
 pub mod statement;
 pub mod trust;
@@ -21,5 +21,11 @@ pub mod contract {
     tonic::include_proto!("enforcer.governance.v1");
 }
 
-mod files;
+pub mod files;
 mod time;
+
+/// 32 random bytes in hex.
+fn random_hex() -> String {
+    let bytes: [u8; 32] = rand::random();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

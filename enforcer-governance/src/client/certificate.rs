@@ -39,6 +39,14 @@ pub enum Error {
     /// There is none, and no token.
     #[error("this node has no certificate in {}, and no token to get one; `enforcer governance token` on the server makes one for --join-token", .0.display())]
     NoToken(PathBuf),
+    /// There is one that has ended, and no token.
+    #[error("this node's certificate in {} ended at {at}, and there is no token to get another; `enforcer governance token` on the server makes one for --join-token", directory.display())]
+    Ended {
+        /// Where it is kept.
+        directory: PathBuf,
+        /// When.
+        at: Timestamp,
+    },
     /// The server does not give one.
     #[error("the server does not enroll this node: {0}")]
     Refused(String),
@@ -110,16 +118,25 @@ pub(super) fn channel(config: &Config, identity: Option<&Identity>) -> Result<Ch
 }
 
 impl Identity {
-    /// The one that is kept; by a token, if there is none.
+    /// The one that is kept; by a token, if there is none or it has ended.
     pub(super) async fn load(config: &Config) -> Result<Self, Error> {
+        let directory = config.directory.clone();
         let (key, certificate) = Self::places(config);
-        if let (Some(key), Some(certificate)) = (read(&key)?, read(&certificate)?) {
-            return Ok(Self { certificate, key });
-        }
-        let Some(path) = &config.join_token else {
-            return Err(Error::NoToken(config.directory.clone()));
+        let without_token = match (read(&key)?, read(&certificate)?) {
+            (Some(key), Some(certificate)) => {
+                let kept = Self { certificate, key };
+                match kept.ended() {
+                    Some(at) => Error::Ended { directory, at },
+                    None => return Ok(kept),
+                }
+            }
+            _ => Error::NoToken(directory),
         };
-        let token = read(path)?.ok_or_else(|| Error::NoToken(config.directory.clone()))?;
+        let token = match &config.join_token {
+            Some(path) => read(path)?,
+            None => None,
+        };
+        let token = token.ok_or(without_token)?;
         Self::enroll(config, None, token.trim()).await
     }
 
@@ -181,15 +198,27 @@ impl Identity {
         self.renewal().is_none_or(|at| Timestamp::now() >= at)
     }
 
+    /// When it has ended, if it has.
+    fn ended(&self) -> Option<Timestamp> {
+        let (_, until) = self.validity()?;
+        let end = Timestamp::from_second(until).ok()?;
+        (end < Timestamp::now()).then_some(end)
+    }
+
     /// When half of its time is over.
     fn renewal(&self) -> Option<Timestamp> {
+        let (from, until) = self.validity()?;
+        Timestamp::from_second(from + (until - from) / 2).ok()
+    }
+
+    /// From when until when it is good, in seconds since 1970.
+    fn validity(&self) -> Option<(i64, i64)> {
         let (_, pem) = parse_x509_pem(self.certificate.as_bytes()).ok()?;
         let validity = pem.parse_x509().ok()?.validity().clone();
-        let (from, until) = (
+        Some((
             validity.not_before.timestamp(),
             validity.not_after.timestamp(),
-        );
-        Timestamp::from_second(from + (until - from) / 2).ok()
+        ))
     }
 
     /// How long a connection may last, so that the certificate does not end before the next one.

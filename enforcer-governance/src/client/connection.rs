@@ -1,5 +1,6 @@
 //! One connection, from its first word to its end.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -51,13 +52,11 @@ impl Ended {
 
 /// What a status says, with what lies under it.
 pub(super) fn words(status: &Status) -> String {
-    let mut text = format!("{}: {}", status.code(), status.message());
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+    let text = format!("{}: {}", status.code(), status.message());
+    match status.source() {
+        Some(source) => format!("{text}: {}", enforcer_bundle::chain(source)),
+        None => text,
     }
-    text
 }
 
 impl From<Status> for Ended {
@@ -124,7 +123,7 @@ fn hello(client: &Client) -> Hello {
         agent_version: config.version.clone(),
         status: Some(client.status.borrow().clone()),
         held: Some(client.held.summary()),
-        epoch: (client.evidence.as_ref()).map_or_else(String::new, |it| it.epoch().to_owned()),
+        epoch: (client.evidence.as_ref()).map_or_else(String::new, |it| it.head().epoch),
         last_refusal: client.link.borrow().refused.clone().unwrap_or_default(),
     }
 }

@@ -12,13 +12,19 @@ use super::connection::words;
 use super::pace::Pace;
 use crate::contract::EvidenceBatch;
 use crate::contract::evidence_client::EvidenceClient;
-use crate::spool::Reader;
+use crate::journal::{Cursor, Reader};
+use crate::time::span_from_wire;
 
 /// Of one batch.
 const RECORDS: usize = 1000;
 const BYTES: usize = 1024 * 1024;
 /// A receipt comes by then, or the stream is given up.
 const RECEIPT_WITHIN: Duration = Duration::from_secs(30);
+/// However long the server asks to wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// The cursor's name: what governance has not had is kept.
+pub const CURSOR: &str = "governance";
 
 /// Reports for ever; tries again when that fails.
 pub(super) async fn run(
@@ -26,12 +32,12 @@ pub(super) async fn run(
     channel: Channel,
     link: watch::Sender<Link>,
 ) -> Infallible {
-    let Some(mut reader) = reader else {
+    let Some(reader) = reader else {
         return std::future::pending().await;
     };
     let mut backoff = Pace::default().backoff();
     loop {
-        let reason = match report(&mut reader, channel.clone(), &link).await {
+        let reason = match report(&reader, channel.clone(), &link).await {
             Ok(never) => match never {},
             Err(reason) => reason,
         };
@@ -41,25 +47,32 @@ pub(super) async fn run(
 }
 
 async fn report(
-    reader: &mut Reader,
+    reader: &Reader,
     channel: Channel,
     link: &watch::Sender<Link>,
 ) -> Result<Infallible, String> {
     let failed = |error: std::io::Error| format!("the evidence on disk cannot be read: {error}");
-    let mut stored = reader.stored().map_err(failed)?;
+    let mut cursor: Cursor = reader.named(CURSOR).map_err(failed)?;
     // Nothing is said before there is something to say.
-    reader.wait_past(stored).await;
+    cursor.wait().await;
     let (outbound, batches) = mpsc::channel(1);
     let mut service = EvidenceClient::new(channel);
     let receipts = service.report(ReceiverStream::new(batches)).await;
     let mut receipts = receipts.map_err(|status| words(&status))?.into_inner();
     loop {
-        reader.wait_past(stored).await;
-        let (first, records) = reader.read(stored + 1, RECORDS, BYTES).map_err(failed)?;
+        cursor.wait().await;
+        let records = cursor.read(RECORDS, BYTES).map_err(failed)?;
+        let (epoch, before, last) = (records.epoch.clone(), records.first - 1, records.last());
+        if records.missed > 0 {
+            tracing::error!(
+                count = records.missed,
+                "records were gone before governance had them"
+            );
+        }
         let batch = EvidenceBatch {
-            epoch: reader.epoch().to_owned(),
-            first,
-            records,
+            epoch: records.epoch,
+            first: records.first,
+            records: records.lines,
         };
         if outbound.send(batch).await.is_err() {
             return Err("the server does not listen any more".to_owned());
@@ -71,17 +84,22 @@ async fn report(
             Ok(Err(status)) => return Err(words(&status)),
             Err(_) => return Err("there is no receipt".to_owned()),
         };
-        if receipt.epoch != reader.epoch() {
+        if receipt.epoch != epoch {
             return Err("the receipt is for another epoch".to_owned());
         }
-        if receipt.stored <= stored {
+        if let Some(span) = &receipt.retry_after {
+            tokio::time::sleep(span_from_wire(span).min(LONGEST_WAIT)).await;
+        } else if receipt.stored <= before {
             return Err(format!(
-                "the server has {} of what was receipted up to {stored}",
+                "the server has {} of what was receipted up to {before}",
                 receipt.stored
             ));
         }
-        reader.trim(receipt.stored).map_err(failed)?;
-        stored = receipt.stored;
-        link.send_modify(|link| link.evidence_stored = stored);
+        let stored = receipt.stored.clamp(before, last);
+        if stored > before {
+            cursor.acknowledge(stored).map_err(failed)?;
+            link.send_modify(|link| link.evidence_stored = stored);
+        }
+        cursor.seek(stored + 1);
     }
 }

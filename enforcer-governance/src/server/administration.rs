@@ -68,7 +68,8 @@ impl Administration for Desk {
         let duration = request.duration.as_ref().map(span_from_wire);
         let asked = asked(by, request.reason, request.ticket);
         let ledger = &self.0.ledger;
-        done(ledger.grant(&request.entitlement, duration.unwrap_or_default(), &asked))
+        let duration = duration.unwrap_or_default();
+        done(ledger.grant(&request.entitlement, duration, &asked).await)
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<Done>, Status> {
@@ -76,7 +77,7 @@ impl Administration for Desk {
         let request = request.into_inner();
         let target = target(&request)?;
         let asked = asked(by, request.reason, request.ticket);
-        done(self.0.ledger.revoke(target, &asked))
+        done(self.0.ledger.revoke(target, &asked).await)
     }
 
     async fn restore(&self, request: Request<RevokeRequest>) -> Result<Response<Done>, Status> {
@@ -84,7 +85,7 @@ impl Administration for Desk {
         let request = request.into_inner();
         let target = target(&request)?;
         let asked = asked(by, request.reason, request.ticket);
-        done(self.0.ledger.restore(&target, &asked))
+        done(self.0.ledger.restore(&target, &asked).await)
     }
 
     async fn token(
@@ -99,6 +100,7 @@ impl Administration for Desk {
             .0
             .registry
             .token(&request.node, labels, valid.unwrap_or_default())
+            .await
             .map_err(status)?;
         self.0
             .ledger
@@ -106,6 +108,7 @@ impl Administration for Desk {
                 "token",
                 &json!({"by": by, "node": request.node, "labels": request.labels}),
             )
+            .await
             .map_err(status)?;
         Ok(Response::new(TokenResponse { token }))
     }
@@ -113,7 +116,7 @@ impl Administration for Desk {
     async fn nodes(&self, _: Request<NodesRequest>) -> Result<Response<NodesResponse>, Status> {
         let committed = self.0.ledger.committed();
         Ok(Response::new(NodesResponse {
-            nodes: self.0.registry.nodes(),
+            nodes: self.0.registry.nodes().await.map_err(status)?,
             bundle_version: committed.version,
             revocation_sequence: committed.sequence,
         }))

@@ -9,7 +9,8 @@ use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 use super::Error;
-use super::ledger::{Documents, Ledger, read_json};
+use super::json::read_json;
+use super::ledger::{Documents, Ledger};
 use crate::envelope::Envelope;
 use crate::statement::{Snapshot, Statement as _};
 use crate::trust::TrustRoot;
@@ -103,7 +104,10 @@ impl Watch {
         while self.changes.recv().await.is_some() {
             tokio::time::sleep(SETTLE).await;
             while self.changes.try_recv().is_ok() {}
-            let issued = load(&path, &root).and_then(|documents| ledger.set_documents(documents));
+            let issued = match load(&path, &root) {
+                Ok(documents) => ledger.set_documents(documents).await.map(drop),
+                Err(error) => Err(error),
+            };
             if let Err(error) = issued {
                 tracing::error!(
                     "the documents are refused, what was issued stays: {}",

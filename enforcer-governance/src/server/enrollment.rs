@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 use tonic::{Request, Response, Status};
 
-use super::Shared;
+use super::{Error, Shared};
 use crate::contract::enrollment_server::Enrollment;
 use crate::contract::{EnrollRequest, EnrollResponse};
 
@@ -22,13 +22,17 @@ impl Enrollment for Enroller {
         let request = request.into_inner();
         let (node, labels) = if request.token.is_empty() {
             let node = known?;
-            let labels = self.0.registry.labels(&node).unwrap_or_default();
-            (node, labels)
+            let labels = self.0.registry.labels(&node).await;
+            let labels = labels.map_err(|error| Status::unavailable(error.chain()))?;
+            (node, labels.unwrap_or_default())
         } else {
-            let redeemed = self.0.registry.redeem(&request.token);
+            let redeemed = self.0.registry.redeem(&request.token).await;
             redeemed.map_err(|error| {
                 tracing::warn!("a node was not enrolled: {}", error.chain());
-                Status::permission_denied(error.chain())
+                match error {
+                    Error::Refused(reason) => Status::permission_denied(reason),
+                    other => Status::unavailable(other.chain()),
+                }
             })?
         };
         let certificate = self.0.authority.node(&node, &request.certificate_request);
@@ -36,6 +40,7 @@ impl Enrollment for Enroller {
         self.0
             .ledger
             .audit("enroll", &json!({"node": node, "labels": labels}))
+            .await
             .map_err(|error| Status::unavailable(error.chain()))?;
         Ok(Response::new(EnrollResponse {
             certificate,

@@ -8,11 +8,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::Error;
+use super::store::Version;
 use crate::contract;
+use crate::envelope::Envelope;
 use crate::keys::SigningKey;
 use crate::statement::{Audience, Delta, Head, Snapshot, Statement as _, Target};
 
-/// What is kept of a version on disk.
+/// What is kept of a version.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Record {
@@ -34,7 +37,7 @@ pub struct Issued {
     names: Vec<String>,
     editions: Mutex<HashMap<Audience, Arc<Edition>>>,
     /// It came signed, for one audience, and is handed on as it is.
-    signed: Option<contract::Envelope>,
+    signed: Option<Envelope>,
 }
 
 /// What one audience gets of a version.
@@ -66,7 +69,7 @@ impl Issued {
     ///
     /// # Errors
     /// If the parts make no bundle.
-    pub fn signed(snapshot: Snapshot, envelope: contract::Envelope) -> Result<Self, Mistakes> {
+    pub fn signed(snapshot: Snapshot, envelope: Envelope) -> Result<Self, Mistakes> {
         let Snapshot { head, parts, .. } = snapshot;
         let mut issued = Self::new(Record {
             issuer: head.issuer,
@@ -81,12 +84,35 @@ impl Issued {
         Ok(issued)
     }
 
+    /// One that was kept.
+    ///
+    /// # Errors
+    /// If it is no bundle.
+    pub fn kept(version: Version) -> Result<Self, Error> {
+        match version {
+            Version::Made(record) => Ok(Self::new(record)?),
+            Version::Signed(envelope) => {
+                let snapshot = serde_json::from_slice(&envelope.payload)
+                    .map_err(|error| Error::Refused(format!("a signed version: {error}")))?;
+                Ok(Self::signed(snapshot, envelope)?)
+            }
+        }
+    }
+
+    /// To be kept.
+    pub fn keep(&self) -> Version {
+        match &self.signed {
+            Some(envelope) => Version::Signed(envelope.clone()),
+            None => Version::Made(self.record.clone()),
+        }
+    }
+
     /// Whether it came signed.
     pub fn is_signed(&self) -> bool {
         self.signed.is_some()
     }
 
-    /// Whether it has an entitlement of this id.
+    /// All of it.
     pub fn bundle(&self) -> &Bundle {
         &self.bundle
     }
@@ -125,7 +151,7 @@ impl Issued {
             deltas: Mutex::default(),
         };
         if let Some(envelope) = &self.signed {
-            let _ = edition.snapshot.set(envelope.clone());
+            let _ = edition.snapshot.set(envelope.clone().into());
         }
         edition
     }

@@ -1,19 +1,25 @@
 //! `enforcer governance serve`: entitlements from a directory of documents to the nodes, and their evidence.
 //!
-//! All that matters is on disk before anybody hears of it: versions and revocations (`ledger`), tokens and labels
-//! (`registry`), evidence (`evidence`). What is in memory only is who is connected.
+//! All that matters is in the store before anybody hears of it (`store`): versions, revocations and grants (`ledger`),
+//! tokens, labels and what is known of each node (`registry`), evidence. Several servers may have one store.
 
 mod administration;
 mod authority;
+mod content;
 mod documents;
 mod enrollment;
 mod evidence;
+mod gate;
+mod grants;
 mod issued;
+mod json;
 mod ledger;
 mod registry;
 mod remote;
 mod signals;
+mod store;
 mod sync;
+mod tasks;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,8 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use enforcer_bundle::{LoadError, Mistakes};
-use jiff::Timestamp;
+use enforcer_bundle::{Digest, LoadError, Mistakes};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
@@ -32,20 +37,25 @@ use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Status};
 
+use crate::contract;
 use crate::contract::administration_server::AdministrationServer;
 use crate::contract::enrollment_server::EnrollmentServer;
 use crate::contract::evidence_server::EvidenceServer;
 use crate::contract::governance_server::GovernanceServer;
+use crate::envelope::Envelope;
 use crate::keys::{self, SigningKey};
 use crate::trust::TrustRoot;
 use authority::Authority;
-use evidence::Archive;
-use ledger::{Ledger, read_json, write_json};
+use gate::Gate;
+use json::{read_json, write_json};
+use ledger::{Ledger, Signer};
 use registry::Registry;
 pub use remote::Location;
 use remote::Remote;
 use signals::Receiver;
 pub use signals::Transmitter;
+pub use store::Location as NatsLocation;
+use store::{Directory, Nats, Seal, Store};
 
 /// Most bytes of a message from a node.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -78,6 +88,14 @@ pub enum Error {
         /// Which one.
         path: PathBuf,
         /// Where it goes wrong.
+        reason: String,
+    },
+    /// NATS does not do what is asked of it.
+    #[error("NATS at {url}: {reason}")]
+    Nats {
+        /// Where it is.
+        url: String,
+        /// What it said.
         reason: String,
     },
     /// A key cannot be used.
@@ -114,14 +132,7 @@ impl Error {
     /// With everything that led to it, on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
+        enforcer_bundle::chain(self)
     }
 }
 
@@ -137,10 +148,12 @@ pub enum Source {
 /// What to serve, and where.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the documents are: YAML, or one bundle signed elsewhere.
-    pub documents: Source,
-    /// What the server keeps.
+    /// Where the documents are: YAML, or one bundle signed elsewhere. `None`: another server of the store has them.
+    pub documents: Option<Source>,
+    /// The server's keys and authority; all it keeps, if no store is given.
     pub state: PathBuf,
+    /// Where several servers keep what they have in common.
+    pub store: Option<NatsLocation>,
     /// Where nodes connect.
     pub listen: SocketAddr,
     /// The names and addresses that nodes know the server by.
@@ -159,12 +172,15 @@ pub struct Options {
 
 /// What the services share.
 struct Shared {
+    store: Arc<dyn Store>,
     ledger: Arc<Ledger>,
     registry: Registry,
-    archive: Archive,
     authority: Authority,
+    gate: Gate,
     nonces: AtomicU64,
     closing: watch::Sender<()>,
+    /// Whether the store is: without it a server would not hear of revocations.
+    reachable: watch::Receiver<bool>,
 }
 
 impl Shared {
@@ -180,6 +196,7 @@ fn node_of<T>(request: &Request<T>) -> Result<String, Status> {
     let first = certificates.as_deref().and_then(|all| all.first());
     first
         .and_then(|certificate| authority::node_of(certificate))
+        .filter(|node| registry::is_name(node))
         .ok_or_else(|| {
             Status::unauthenticated("expected a node's certificate; `enforcer governance token` and `enforcer run --join-token` make one")
         })
@@ -204,17 +221,47 @@ pub async fn serve(
         }
     };
     let (documents, remote) = match &options.documents {
-        Source::Path(path) => (path.clone(), None),
-        Source::Remote(location) => {
+        None => (None, None),
+        Some(Source::Path(path)) => (Some(path.clone()), None),
+        Some(Source::Remote(location)) => {
             let known = read_json(&state.join("trust.json"))?;
             let remote = fetched(Remote::new(location.clone(), state)?, known).await?;
-            (remote.place().to_owned(), Some(remote))
+            (Some(remote.place().to_owned()), Some(remote))
         }
     };
-    let root = trust_root(state, &documents, &keys)?;
-    let ledger = Arc::new(Ledger::open(state, keys, &root, options.freshness)?);
-    let watch = documents::Watch::start(&documents)?;
-    ledger.set_documents(documents::load(&documents, &root)?)?;
+    let trusted = trust_roots(state, documents.as_deref(), &keys)?;
+    let [anchor, ..] = trusted.as_slice() else {
+        return Err(Error::Refused("there is no trust root".to_owned()));
+    };
+    let trust = Digest::of_bytes(&serde_json::to_vec(anchor).unwrap_or_default());
+    let root = trusted.last().unwrap_or(anchor).clone();
+    let store: Arc<dyn Store> = match &options.store {
+        None => Arc::new(Directory::open(state)?),
+        Some(location) => {
+            let seal = Seal {
+                keys: keys.clone(),
+                roots: trusted,
+            };
+            Arc::new(Nats::open(location, seal).await?)
+        }
+    };
+    let signer = Signer {
+        keys,
+        issuer: root.issuer.clone(),
+        trust,
+        roots: roots(&state.join("roots"))?,
+        freshness: options.freshness,
+    };
+    let ledger = Arc::new(Ledger::open(store.clone(), signer).await?);
+    let watch = match &documents {
+        None => None,
+        Some(path) => {
+            let watch = documents::Watch::start(path)?;
+            let loaded = documents::load(path, &root)?;
+            ledger.set_documents(loaded).await?;
+            Some((watch, path.clone()))
+        }
+    };
 
     let names = Some(options.listen.ip().to_string())
         .into_iter()
@@ -230,20 +277,24 @@ pub async fn serve(
         .client_ca_root(Certificate::from_pem(trusted))
         .client_auth_optional(true);
     let closing = watch::Sender::new(());
+    let reaching = watch::Sender::new(true);
     let shared = Arc::new(Shared {
-        registry: Registry::open(state)?,
-        archive: Archive::new(state),
+        registry: Registry::new(store.clone()),
+        store,
         ledger: ledger.clone(),
         authority,
+        gate: Gate::default(),
         nonces: AtomicU64::new(u64::from(rand::random::<u32>()) << 32),
         closing: closing.clone(),
+        reachable: reaching.subscribe(),
     });
     let signals = match options.signals.clone() {
-        Some(transmitter) => Receiver::open(transmitter, state, ledger.clone())?.router(),
+        Some(transmitter) => {
+            Receiver::open(transmitter, ledger.clone(), shared.store.clone())?.router()
+        }
         None => axum::Router::new(),
     };
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<GovernanceServer<sync::Nodes>>().await;
     let nodes = Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(PING_EVERY))
@@ -264,19 +315,23 @@ pub async fn serve(
         .await
         .map_err(Error::io(Path::new(&options.listen.to_string())))?;
     let address = listener.local_addr().map_err(Error::io(Path::new("tcp")))?;
-    let desk =
-        Server::builder().add_service(AdministrationServer::new(administration::Desk(shared)));
+    let desk = Server::builder().add_service(AdministrationServer::new(administration::Desk(
+        shared.clone(),
+    )));
     let admin = admin_socket(&options.admin)?;
 
-    let follow = match remote {
-        Some(remote) => tokio::spawn(remote.follow(root, ledger.clone())),
-        None => tokio::spawn(watch.follow(documents, root, ledger.clone())),
-    };
-    let tasks = [
-        follow,
-        tokio::spawn(keep_fresh(ledger.clone(), options.freshness / 5)),
-        tokio::spawn(end_grants(ledger)),
+    let mut tasks = vec![
+        tokio::spawn(tasks::keep_fresh(ledger.clone(), options.freshness / 5)),
+        tokio::spawn(tasks::reach(shared.clone(), reaching, health)),
+        tokio::spawn(tasks::follow(shared.clone())),
+        tokio::spawn(tasks::tell(shared.clone())),
+        tokio::spawn(tasks::end_grants(ledger.clone())),
     ];
+    tasks.extend(match (remote, watch) {
+        (Some(remote), _) => Some(tokio::spawn(remote.follow(root, ledger))),
+        (None, Some((watch, path))) => Some(tokio::spawn(watch.follow(path, root, ledger))),
+        (None, None) => None,
+    });
     ready(address);
     let mut closed = [closing.subscribe(), closing.subscribe()];
     let [nodes_closed, desk_closed] = &mut closed;
@@ -297,6 +352,12 @@ pub async fn serve(
     let (served, ()) = tokio::join!(serving, stopping);
     for task in tasks {
         task.abort();
+    }
+    if let Err(error) = shared.registry.tell().await {
+        tracing::warn!(
+            "what is known of the nodes is not stored: {}",
+            error.chain()
+        );
     }
     let _ = std::fs::remove_file(&options.admin);
     served?;
@@ -319,40 +380,67 @@ async fn fetched(mut remote: Remote, root: Option<TrustRoot>) -> Result<Remote, 
     }
 }
 
-/// The configured root, or one with the server's key for everything. It is written where nodes' operators find it,
-/// beside the authority's certificate.
-fn trust_root(state: &Path, documents: &Path, keys: &[SigningKey]) -> Result<TrustRoot, Error> {
+/// The configured root and those that follow it; or one with the server's key for everything. It is written where nodes'
+/// operators find it, beside the authority's certificate.
+fn trust_roots(
+    state: &Path,
+    documents: Option<&Path>,
+    keys: &[SigningKey],
+) -> Result<Vec<TrustRoot>, Error> {
     let path = state.join("trust.json");
     if let Some(root) = read_json::<TrustRoot>(&path)? {
         root.check().map_err(Error::Refused)?;
-        return latest(state, root);
+        return followed(state, root);
     }
+    let Some(documents) = documents else {
+        return Err(Error::Refused(format!(
+            "{}: there is none; a server without documents needs the trust.json, ca.pem, ca.key and keys of the one that has them",
+            path.display()
+        )));
+    };
     let [key] = keys else {
         return Err(Error::Refused(format!(
             "with several keys, write {} first: which roles they have, and how many must sign",
             path.display()
         )));
     };
-    let issuer = match enforcer_bundle::load(documents) {
-        Ok(bundle) => bundle.metadata.issuer,
-        Err(error) => return Err(error.into()),
-    };
+    let issuer = enforcer_bundle::load(documents)?.metadata.issuer;
     let root = TrustRoot::of_one_key(&issuer, key.public());
     write_json(&path, &root)?;
-    Ok(root)
+    Ok(vec![root])
 }
 
-/// The last of the roots that follow.
-fn latest(state: &Path, mut root: TrustRoot) -> Result<TrustRoot, Error> {
-    for (_, envelope) in ledger::roots(&state.join("roots"))? {
-        let path = state.join("roots");
+/// With the roots that follow it.
+fn followed(state: &Path, first: TrustRoot) -> Result<Vec<TrustRoot>, Error> {
+    let path = state.join("roots");
+    let mut last = first.version;
+    let mut all = vec![first];
+    for (_, envelope) in roots(&path)? {
         let next: TrustRoot = serde_json::from_slice(&envelope.payload)
             .map_err(|error| Error::content(&path, &error))?;
-        if next.version == root.version + 1 {
-            root = next;
+        if next.version == last + 1 {
+            last = next.version;
+            all.push(next);
         }
     }
-    Ok(root)
+    Ok(all)
+}
+
+/// The trust roots after the first, by version.
+fn roots(directory: &Path) -> Result<Vec<(u64, contract::Envelope)>, Error> {
+    let mut roots = Vec::new();
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Ok(roots);
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io(directory))?.path();
+        let envelope: Envelope = read_json(&path)?.ok_or_else(|| Error::gone(&path))?;
+        let root: TrustRoot = serde_json::from_slice(&envelope.payload)
+            .map_err(|error| Error::content(&path, &error))?;
+        roots.push((root.version, envelope.into()));
+    }
+    roots.sort_by_key(|(version, _)| *version);
+    Ok(roots)
 }
 
 fn admin_socket(path: &Path) -> Result<UnixListener, Error> {
@@ -370,27 +458,4 @@ fn admin_socket(path: &Path) -> Result<UnixListener, Error> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .map_err(Error::io(path))?;
     Ok(listener)
-}
-
-async fn keep_fresh(ledger: Arc<Ledger>, every: Duration) {
-    let mut interval = tokio::time::interval(every.max(Duration::from_millis(100)));
-    loop {
-        interval.tick().await;
-        ledger.freshen();
-    }
-}
-
-async fn end_grants(ledger: Arc<Ledger>) {
-    let mut changes = ledger.changes();
-    loop {
-        let left = ledger.next_end().map_or(Duration::MAX, |end| {
-            Duration::try_from(end - Timestamp::now()).unwrap_or(Duration::ZERO)
-        });
-        // Until then, or until there is another one.
-        let _ = tokio::time::timeout(left.min(Duration::from_secs(3600)), changes.changed()).await;
-        if let Err(error) = ledger.end_grants() {
-            tracing::error!("a grant has ended and cannot be noted: {}", error.chain());
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
 }

@@ -1,18 +1,24 @@
 //! The nodes: who may become one, and what is known of each.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use enforcer_bundle::{Digest, Labels};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::Error;
-use super::ledger::{read_json, write_json};
+use super::store::{Store, Table};
 use crate::contract;
 use crate::time::to_wire;
+
+/// Of a node that another server has said is connected, this is believed so long after it was heard of.
+const BELIEVED: SignedDuration = SignedDuration::from_mins(15);
 
 /// A token that was given out.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -23,88 +29,99 @@ struct Token {
     until: Timestamp,
 }
 
-/// What is kept.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Saved {
-    /// By the digest of the token.
-    tokens: BTreeMap<Digest, Token>,
-    /// The labels of the nodes that enrolled.
-    nodes: BTreeMap<String, Labels>,
-}
-
 /// The nodes.
 pub struct Registry {
-    path: PathBuf,
-    saved: Mutex<Saved>,
-    seen: Mutex<BTreeMap<String, contract::Node>>,
+    store: Arc<dyn Store>,
+    seen: Mutex<Seen>,
+}
+
+/// What this server knows of nodes that were here.
+#[derive(Default)]
+struct Seen {
+    nodes: BTreeMap<String, contract::Node>,
+    /// What others do not know yet.
+    untold: BTreeSet<String>,
+}
+
+/// Whether it is good as a node's name.
+pub fn is_name(node: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    (1..=253).contains(&node.len()) && !node.starts_with('.') && node.chars().all(good)
 }
 
 impl Registry {
-    pub fn open(directory: &Path) -> Result<Self, Error> {
-        let path = directory.join("nodes.json");
-        Ok(Self {
-            saved: Mutex::new(read_json(&path)?.unwrap_or_default()),
-            path,
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
             seen: Mutex::default(),
-        })
+        }
     }
 
-    fn saved(&self) -> MutexGuard<'_, Saved> {
-        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn seen(&self) -> MutexGuard<'_, BTreeMap<String, contract::Node>> {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new token for a node.
-    pub fn token(&self, node: &str, labels: Labels, valid: Duration) -> Result<String, Error> {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-        if node.is_empty() || node.len() > 253 || !node.chars().all(good) {
+    pub async fn token(
+        &self,
+        node: &str,
+        labels: Labels,
+        valid: Duration,
+    ) -> Result<String, Error> {
+        if !is_name(node) {
             return Err(Error::Refused(format!(
-                "got the node name {node:?}, expected letters, digits, `-`, `.` and `_`, at most 253"
+                "got the node name {node:?}, expected letters, digits, `-`, `.` and `_`, at most 253, and no `.` first"
             )));
         }
-        let token = format!("{:x}", Wide(rand::random()));
-        let now = Timestamp::now();
-        let mut saved = self.saved();
-        saved.tokens.retain(|_, it| it.until > now);
-        saved.tokens.insert(
-            Digest::of_bytes(token.as_bytes()),
-            Token {
-                node: node.to_owned(),
-                labels,
-                until: now + valid,
-            },
-        );
-        write_json(&self.path, &*saved)?;
+        let token = crate::random_hex();
+        let given = Token {
+            node: node.to_owned(),
+            labels,
+            until: Timestamp::now() + valid,
+        };
+        let name = Digest::of_bytes(token.as_bytes()).0;
+        self.forget_expired().await?;
+        let values = BTreeMap::from([(name, json!(given))]);
+        self.store.put(Table::Tokens, values).await?;
         Ok(token)
     }
 
+    async fn forget_expired(&self) -> Result<(), Error> {
+        let now = Timestamp::now();
+        for (name, token) in self.store.all(Table::Tokens).await? {
+            let token: Option<Token> = serde_json::from_value(token).ok();
+            if token.is_none_or(|token| token.until <= now) {
+                self.store.take(Table::Tokens, &name).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The node that a token is for; the token is gone then.
-    pub fn redeem(&self, token: &str) -> Result<(String, Labels), Error> {
-        let mut saved = self.saved();
-        let found = saved.tokens.remove(&Digest::of_bytes(token.as_bytes()));
+    pub async fn redeem(&self, token: &str) -> Result<(String, Labels), Error> {
+        let name = Digest::of_bytes(token.as_bytes()).0;
+        let found = self.store.take(Table::Tokens, &name).await?;
+        let found = found.and_then(|it| serde_json::from_value::<Token>(it).ok());
         let Some(found) = found.filter(|it| it.until > Timestamp::now()) else {
             return Err(Error::Refused(
                 "this token is not good: it was used, has expired, or is of another server; `enforcer governance token` makes one".to_owned(),
             ));
         };
-        saved.nodes.insert(found.node.clone(), found.labels.clone());
-        write_json(&self.path, &*saved)?;
+        let values = BTreeMap::from([(found.node.clone(), json!(found.labels))]);
+        self.store.put(Table::Labels, values).await?;
         Ok((found.node, found.labels))
     }
 
-    /// The labels a node enrolled with, if it did here.
-    pub fn labels(&self, node: &str) -> Option<Labels> {
-        self.saved().nodes.get(node).cloned()
+    /// The labels a node enrolled with, if it did with these servers.
+    pub async fn labels(&self, node: &str) -> Result<Option<Labels>, Error> {
+        let labels = self.store.get(Table::Labels, node).await?;
+        Ok(labels.and_then(|it| serde_json::from_value(it).ok()))
     }
 
     /// A node has said who it is.
     pub fn hello(&self, hello: &contract::Hello) {
         let mut seen = self.seen();
-        let node = seen.entry(hello.node.clone()).or_default();
+        let node = seen.nodes.entry(hello.node.clone()).or_default();
         node.name.clone_from(&hello.node);
         node.labels.clone_from(&hello.labels);
         node.agent_version.clone_from(&hello.agent_version);
@@ -115,27 +132,79 @@ impl Registry {
         }
         node.connected = true;
         node.last_seen = Some(to_wire(Timestamp::now()));
+        seen.untold.insert(hello.node.clone());
     }
 
     /// Something else is known of a node.
     pub fn note(&self, node: &str, note: impl FnOnce(&mut contract::Node)) {
-        if let Some(node) = self.seen().get_mut(node) {
-            node.last_seen = Some(to_wire(Timestamp::now()));
-            note(node);
+        let mut seen = self.seen();
+        if let Some(known) = seen.nodes.get_mut(node) {
+            known.last_seen = Some(to_wire(Timestamp::now()));
+            note(known);
+            seen.untold.insert(node.to_owned());
         }
     }
 
-    /// All that were seen since the start.
-    pub fn nodes(&self) -> Vec<contract::Node> {
-        self.seen().values().cloned().collect()
+    /// How many nodes are connected to this server.
+    pub fn connected(&self) -> usize {
+        let seen = self.seen();
+        seen.nodes.values().filter(|node| node.connected).count()
+    }
+
+    /// Stores what has become known since.
+    pub async fn tell(&self) -> Result<(), Error> {
+        let mut told = BTreeMap::new();
+        let untold = {
+            let mut seen = self.seen();
+            let untold = std::mem::take(&mut seen.untold);
+            let nodes = untold.iter().filter_map(|name| seen.nodes.get(name));
+            told.extend(nodes.map(|node| (node.name.clone(), encoded(node))));
+            untold
+        };
+        if told.is_empty() {
+            return Ok(());
+        }
+        let stored = self.store.put(Table::Seen, told).await;
+        if stored.is_err() {
+            self.seen().untold.extend(untold);
+        }
+        stored
+    }
+
+    /// All that were ever seen.
+    pub async fn nodes(&self) -> Result<Vec<contract::Node>, Error> {
+        let stored = self.store.all(Table::Seen).await?;
+        let now = Timestamp::now();
+        let mut nodes: BTreeMap<String, contract::Node> = (stored.into_iter())
+            .filter_map(|(name, it)| Some((name, decoded(&it)?)))
+            .collect();
+        for node in nodes.values_mut() {
+            node.connected &= last_seen(node) > now - BELIEVED;
+        }
+        let here = self.seen().nodes.clone();
+        for (name, node) in here {
+            // Of one that went, another server may know more.
+            let elsewhere = nodes.get(&name);
+            let elsewhere = elsewhere.is_some_and(|it| last_seen(it) > last_seen(&node));
+            if node.connected || !elsewhere {
+                nodes.insert(name, node);
+            }
+        }
+        Ok(nodes.into_values().collect())
     }
 }
 
-/// 32 bytes, as hex.
-struct Wide([u8; 32]);
+fn last_seen(node: &contract::Node) -> Timestamp {
+    let seen = node.last_seen.unwrap_or_default();
+    Timestamp::new(seen.seconds, seen.nanos).unwrap_or_default()
+}
 
-impl std::fmt::LowerHex for Wide {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
+/// For the table.
+fn encoded(node: &contract::Node) -> Value {
+    Value::String(BASE64.encode(node.encode_to_vec()))
+}
+
+fn decoded(value: &Value) -> Option<contract::Node> {
+    let bytes = BASE64.decode(value.as_str()?).ok()?;
+    contract::Node::decode(bytes.as_slice()).ok()
 }

@@ -187,8 +187,11 @@ impl Remote {
                 return;
             };
             remote = back;
-            let issued =
-                fetched.and_then(|new| new.map(|new| ledger.set_documents(new)).transpose());
+            let issued = match fetched {
+                Ok(Some(documents)) => ledger.set_documents(documents).await.map(drop),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
             let failed = issued.is_err();
             if let Err(error) = issued {
                 tracing::error!(

@@ -6,8 +6,8 @@
 //! own.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,6 +15,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use enforcer_bundle::Digest;
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
@@ -22,7 +23,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::ledger::{Ledger, Request, read_json, write_json};
+use super::json::read_json;
+use super::ledger::{Ledger, Request};
+use super::store::{Store, Table};
 use crate::statement::Target;
 
 /// Where transmitters push to.
@@ -62,9 +65,7 @@ pub struct Receiver {
     transmitter: Transmitter,
     keys: JwkSet,
     ledger: Arc<Ledger>,
-    /// The tokens that have come, with when they were issued.
-    seen: Mutex<BTreeMap<String, Timestamp>>,
-    path: PathBuf,
+    store: Arc<dyn Store>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,18 +78,37 @@ struct Claims {
     events: HashMap<String, Value>,
 }
 
-/// An error in the words of RFC 8935, section 2.4.
-struct Problem(&'static str, String);
+/// Why a token is not taken.
+enum Problem {
+    /// Something is wrong with it: an error in the words of RFC 8935, section 2.4, and what exactly.
+    Token(&'static str, String),
+    /// Something is wrong here: the transmitter is to send it again.
+    Here(Error),
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::Here(error)
+    }
+}
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({"err": self.0, "description": self.1}).to_string();
-        (
-            StatusCode::BAD_REQUEST,
-            [(CONTENT_TYPE, "application/json")],
-            body,
-        )
-            .into_response()
+        match self {
+            Self::Token(error, reason) => {
+                tracing::warn!(error, reason, "a security event is refused");
+                let body = json!({"err": error, "description": reason}).to_string();
+                let kind = [(CONTENT_TYPE, "application/json")];
+                (StatusCode::BAD_REQUEST, kind, body).into_response()
+            }
+            Self::Here(error) => {
+                tracing::error!(
+                    "a security event cannot be taken, and is to come again: {}",
+                    error.chain()
+                );
+                StatusCode::SERVICE_UNAVAILABLE.into_response()
+            }
+        }
     }
 }
 
@@ -97,17 +117,15 @@ impl Receiver {
     /// If the keys cannot be read.
     pub fn open(
         transmitter: Transmitter,
-        state: &Path,
         ledger: Arc<Ledger>,
+        store: Arc<dyn Store>,
     ) -> Result<Self, Error> {
         let keys: Option<JwkSet> = read_json(&transmitter.keys)?;
-        let path = state.join("signals.json");
         Ok(Self {
             keys: keys.ok_or_else(|| Error::gone(&transmitter.keys))?,
             transmitter,
             ledger,
-            seen: Mutex::new(read_json(&path)?.unwrap_or_default()),
-            path,
+            store,
         })
     }
 
@@ -121,7 +139,7 @@ impl Receiver {
 
     /// The claims of a token that is signed by the transmitter, for us.
     fn open_token(&self, token: &str) -> Result<Claims, Problem> {
-        let invalid = |reason: String| Problem("invalid_request", reason);
+        let invalid = |reason: String| Problem::Token("invalid_request", reason);
         let header = decode_header(token).map_err(|error| invalid(error.to_string()))?;
         if header.typ.as_deref() != Some("secevent+jwt") {
             return Err(invalid(format!(
@@ -130,15 +148,15 @@ impl Receiver {
             )));
         }
         if !ALGORITHMS.contains(&header.alg) {
-            return Err(Problem(
+            return Err(Problem::Token(
                 "invalid_key",
                 format!("got the algorithm {:?}", header.alg),
             ));
         }
         let key = header.kid.as_deref().and_then(|id| self.keys.find(id));
-        let key = key.ok_or_else(|| Problem("invalid_key", "no such key".to_owned()))?;
+        let key = key.ok_or_else(|| Problem::Token("invalid_key", "no such key".to_owned()))?;
         let key = DecodingKey::from_jwk(key)
-            .map_err(|error| Problem("invalid_key", error.to_string()))?;
+            .map_err(|error| Problem::Token("invalid_key", error.to_string()))?;
         let mut validation = Validation::new(header.alg);
         validation.set_audience(&[&self.transmitter.audience]);
         validation.set_issuer(&[&self.transmitter.issuer]);
@@ -152,7 +170,7 @@ impl Receiver {
                 ErrorKind::InvalidSignature => "authentication_failed",
                 _ => "invalid_request",
             };
-            Problem(kind, error.to_string())
+            Problem::Token(kind, error.to_string())
         })?;
         let claims = opened.claims;
         if claims.sub.is_some() || claims.exp.is_some() {
@@ -164,48 +182,54 @@ impl Receiver {
     }
 
     /// When the token was issued, if that is not too long ago, and whether it has come before.
-    fn known(&self, claims: &Claims) -> Result<(Timestamp, bool), Problem> {
-        let invalid = |reason: &str| Problem("invalid_request", reason.to_owned());
+    async fn known(&self, claims: &Claims) -> Result<(Timestamp, bool), Problem> {
+        let invalid = |reason: &str| Problem::Token("invalid_request", reason.to_owned());
         let issued =
             Timestamp::from_second(claims.iat).map_err(|_| invalid("`iat` is no moment"))?;
         let now = Timestamp::now();
         if issued < now - OLDEST || issued > now + AHEAD {
             return Err(invalid("`iat` is not within the last day"));
         }
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok((issued, seen.contains_key(&claims.jti)))
+        let known = self.store.get(Table::Signals, &name(claims)).await?;
+        Ok((issued, known.is_some()))
     }
 
     /// From now on it has come. Only once it has been acted on: what fails is to come again.
-    fn note(&self, claims: &Claims, issued: Timestamp) -> Result<(), Problem> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    async fn note(&self, claims: &Claims, issued: Timestamp) -> Result<(), Problem> {
+        let new = BTreeMap::from([(name(claims), json!(issued))]);
+        self.store.put(Table::Signals, new).await?;
         let oldest = Timestamp::now() - OLDEST;
-        seen.retain(|_, issued| *issued >= oldest);
-        seen.insert(claims.jti.clone(), issued);
-        write_json(&self.path, &*seen).map_err(|error| Problem("invalid_request", error.chain()))
+        for (name, issued) in self.store.all(Table::Signals).await? {
+            let issued: Option<Timestamp> = serde_json::from_value(issued).ok();
+            if issued.is_none_or(|issued| issued < oldest) {
+                self.store.take(Table::Signals, &name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Does what the token says.
-    fn take(&self, token: &str) -> Result<(), Problem> {
+    async fn take(&self, token: &str) -> Result<(), Problem> {
         let claims = self.open_token(token)?;
-        let audit = |action: &str, what: Value| {
+        let audit = async |action: &str, what: Value| {
             let what = json!({"by": self.transmitter.issuer, "jti": claims.jti, "what": what});
-            if let Err(error) = self.ledger.audit(action, &what) {
+            if let Err(error) = self.ledger.audit(action, &what).await {
                 tracing::error!("a signal cannot be noted: {}", error.chain());
             }
         };
-        let (issued, known) = self.known(&claims)?;
+        let (issued, known) = self.known(&claims).await?;
         if known {
             audit(
                 "signal-replayed",
                 json!(claims.events.keys().collect::<Vec<_>>()),
-            );
+            )
+            .await;
             return Ok(());
         }
         for (event, fields) in &claims.events {
             let subject = claims.sub_id.as_ref().or(fields.get("subject"));
             let Some(target) = target(event, fields, subject)? else {
-                audit("signal-ignored", json!(event));
+                audit("signal-ignored", json!(event)).await;
                 continue;
             };
             let reason = fields["reason_admin"]["en"].as_str();
@@ -214,15 +238,20 @@ impl Receiver {
                 reason: reason.unwrap_or(event).to_owned(),
                 ticket: Some(claims.jti.clone()),
             };
-            match self.ledger.revoke(target, &request) {
+            match self.ledger.revoke(target, &request).await {
                 Ok(_) => {}
                 // It may be about something that is not ours to know.
-                Err(Error::Refused(reason)) => audit("signal-ignored", json!(reason)),
-                Err(error) => return Err(Problem("invalid_request", error.chain())),
+                Err(Error::Refused(reason)) => audit("signal-ignored", json!(reason)).await,
+                Err(error) => return Err(error.into()),
             }
         }
-        self.note(&claims, issued)
+        self.note(&claims, issued).await
     }
+}
+
+/// Of a token in the table of those that have come.
+fn name(claims: &Claims) -> String {
+    Digest::of_bytes(claims.jti.as_bytes()).0
 }
 
 /// What an event takes back, if anything.
@@ -236,7 +265,7 @@ fn target(event: &str, fields: &Value, subject: Option<&Value>) -> Result<Option
             _ => None,
         };
         id.map(str::to_owned).ok_or_else(|| {
-            Problem(
+            Problem::Token(
                 "invalid_request",
                 "expected a subject of the format `opaque`, `iss_sub` or `uri`".to_owned(),
             )
@@ -262,21 +291,14 @@ async fn receive(
         .and_then(|kind| kind.to_str().ok());
     if kind != Some("application/secevent+jwt") {
         let expected = "expected the content type application/secevent+jwt";
-        return Problem("invalid_request", expected.to_owned()).into_response();
+        return Problem::Token("invalid_request", expected.to_owned()).into_response();
     }
     let taken = match std::str::from_utf8(&body) {
-        Ok(token) => tokio::task::block_in_place(|| receiver.take(token.trim())),
-        Err(error) => Err(Problem("invalid_request", error.to_string())),
+        Ok(token) => receiver.take(token.trim()).await,
+        Err(error) => Err(Problem::Token("invalid_request", error.to_string())),
     };
     match taken {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
-        Err(problem) => {
-            tracing::warn!(
-                error = problem.0,
-                reason = problem.1,
-                "a security event is refused"
-            );
-            problem.into_response()
-        }
+        Err(problem) => problem.into_response(),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use enforcer_bundle::Labels;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -15,7 +15,7 @@ use crate::contract::{
     self, Acknowledgement, FetchRequest, FetchResponse, Hello, NodeMessage, Refusal, ServerMessage,
     node_message,
 };
-use crate::time::span_from_wire;
+use crate::time::{span_from_wire, span_to_wire};
 
 /// A node that connects says who it is by then.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -26,9 +26,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 pub struct Nodes(pub Arc<Shared>);
 
 impl Nodes {
-    /// The node, and what it was sent, by what it says of itself.
-    #[allow(clippy::result_large_err)]
-    fn greet(&self, name: &str, hello: &Hello) -> Result<(Labels, Sent), Status> {
+    /// The node's labels, and what it was sent, by what it says of itself.
+    async fn greet(&self, name: &str, hello: &Hello) -> Result<(Labels, Sent), Status> {
+        if !*self.0.reachable.borrow() {
+            return Err(cut_off());
+        }
         if hello.node != name {
             return Err(Status::permission_denied(format!(
                 "the node says it is {:?}, and its certificate says {name:?}",
@@ -36,7 +38,9 @@ impl Nodes {
             )));
         }
         let labels: Labels = hello.labels.clone().into_iter().collect();
-        if let Some(enrolled) = self.0.registry.labels(name)
+        let enrolled = self.0.registry.labels(name).await;
+        let enrolled = enrolled.map_err(|error| Status::unavailable(error.chain()))?;
+        if let Some(enrolled) = enrolled
             && enrolled != labels
         {
             return Err(Status::permission_denied(format!(
@@ -54,6 +58,23 @@ impl Nodes {
             ..Sent::default()
         };
         Ok((labels, sent))
+    }
+}
+
+fn cut_off() -> Status {
+    Status::unavailable("this server does not reach its store; try another")
+}
+
+/// Once the store is out of reach.
+async fn lost(reachable: &mut watch::Receiver<bool>) {
+    let _ = reachable.wait_for(|reachable| !reachable).await;
+}
+
+/// That the node shall come back after this time.
+fn later(after: Duration) -> ServerMessage {
+    ServerMessage {
+        retry_after: Some(span_to_wire(after)),
+        ..ServerMessage::default()
     }
 }
 
@@ -107,8 +128,12 @@ impl Governance for Nodes {
                 "expected `hello` first, within 10 s",
             ));
         };
-        let (labels, sent) = self.greet(&name, &hello)?;
+        let (labels, sent) = self.greet(&name, &hello).await?;
         let (outbound, stream) = mpsc::channel(16);
+        if let Err(after) = self.0.gate.admit(&name) {
+            let _ = outbound.send(Ok(later(after))).await;
+            return Ok(Response::new(ReceiverStream::new(stream)));
+        }
         let session = Session {
             shared: self.0.clone(),
             name,
@@ -127,7 +152,7 @@ impl Governance for Nodes {
         let name = super::node_of(&request)?;
         let request = request.into_inner();
         let hello = request.hello.unwrap_or_default();
-        let (labels, mut sent) = self.greet(&name, &hello)?;
+        let (labels, mut sent) = self.greet(&name, &hello).await?;
         for it in request.acknowledgements {
             acknowledged(&self.0, &name, it);
         }
@@ -172,6 +197,7 @@ impl Session {
     async fn run(mut self, mut inbound: Streaming<NodeMessage>) {
         let mut changes = self.shared.ledger.changes();
         let mut closing = self.shared.closing.subscribe();
+        let mut reachable = self.shared.reachable.clone();
         if self.push().await.is_ok() {
             loop {
                 tokio::select! {
@@ -189,7 +215,15 @@ impl Session {
                         Ok(Some(_)) => {}
                         Ok(None) | Err(_) => break,
                     },
-                    _ = closing.changed() => break,
+                    () = lost(&mut reachable) => {
+                        let _ = self.outbound.send(Err(cut_off())).await;
+                        break;
+                    }
+                    _ = closing.changed() => {
+                        let after = self.shared.gate.spread(self.shared.registry.connected());
+                        let _ = self.outbound.send(Ok(later(after))).await;
+                        break;
+                    }
                 }
             }
         }

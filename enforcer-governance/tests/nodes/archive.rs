@@ -107,11 +107,17 @@ impl Web {
     }
 }
 
+/// A document of the bundle, by a name that leads elsewhere.
+const ESCAPED: &str = "apiVersion: enforcer.dev/v1
+kind: Bundle
+entitlements: [{id: E9, workload: app, credential: key, destinations: none}]
+";
+
 fn whole(entitlements: &[&str]) -> Vec<u8> {
     archive(&[
         (".manifest", "{\"revision\": \"1\"}"),
         ("fleet/bundle.yaml", &documents(entitlements)),
-        ("../../escaped.txt", "x"),
+        ("../../escaped.yaml", ESCAPED),
     ])
 }
 
@@ -131,25 +137,38 @@ async fn archives_are_followed() {
     let server = server.expect("started");
     let own = server.admit("n1", &[]).await;
     let node = Node::start(&server.place(), "n1", &own, &[]);
-    node.until_in_force("E1").await;
+    node.until_in_force("E1 E9").await;
+    // It counts like any other, and lies where the others do.
+    let unpacked = place.path().join("server/documents");
+    assert!(unpacked.join("_.._escaped.yaml").exists());
+    for elsewhere in ["server/escaped.yaml", "escaped.yaml"] {
+        assert!(!place.path().join(elsewhere).exists(), "{elsewhere}");
+    }
 
     web.has("\"2\"", whole(&["E1", "E2"]));
-    node.until_in_force("E1 E2").await;
+    node.until_in_force("E1 E2 E9").await;
     // What is no archive, or no bundle, changes nothing, and is not asked for again at once.
     let asked = || web.asked.load(Ordering::Relaxed);
     until("the third question", asked, |it| *it == 3).await;
     web.has("\"3\"", b"nonsense".to_vec());
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(asked(), 3);
-    assert_eq!(node.in_force(), "E1 E2");
+    assert_eq!(node.in_force(), "E1 E2 E9");
     assert_eq!(*web.strange.lock().expect("lock"), [] as [String; 0]);
     server.stop().await;
 
-    // Without the web server the last documents are good.
+    // A server that starts has the last documents, whether the web server has no good ones now, or is gone.
     web.has("\"4\"", archive(&[("fleet/bundle.yaml", "kind: Nonsense")]));
+    let gone = source();
     let server = Server::start_from(place.path(), "127.0.0.1:0", None, source(), None).await;
     server.expect("started").stop().await;
     drop(web);
+    let server = Server::start_from(place.path(), "127.0.0.1:0", None, gone, None).await;
+    let server = server.expect("started");
+    let own = server.admit("n2", &[]).await;
+    let late = Node::start(&server.place(), "n2", &own, &[]);
+    late.until_in_force("E1 E2 E9").await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::office::{ISSUER, Office, entitlements, parts};
+use super::office::{Office, parts};
 use enforcer_bundle::{Bundle, Change, Kind, Labels};
 use enforcer_governance::envelope::Envelope;
 use enforcer_governance::held::{Changed, Held, MAX_DELTAS, MAX_PAYLOAD, Numbers};
@@ -667,10 +667,4 @@ proptest! {
 
 fn good_ids() -> Vec<(String, bool)> {
     good(&["E1", "E3"])
-}
-
-#[test]
-fn the_office_makes_what_it_says() {
-    assert_eq!(entitlements(&parts(&["E1", "E2"])), ["E1", "E2"]);
-    assert_eq!(Office::new(1).root().issuer, ISSUER);
 }

@@ -3,21 +3,28 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::node::{Node, until};
-use super::office::Office;
+use super::node::{Node, until, until_told};
+use super::office::{Office, at};
 use super::stranger::{Does, Heard, start};
 use enforcer_governance::envelope::Envelope;
 use enforcer_governance::held::MAX_PAYLOAD;
 
-/// A node that has version 1, and follows a server that does this next.
+/// A freshness statement that is good for as long as anybody tests.
+const FOR_LONG: i64 = 1_000_000_000;
+
+/// A node that has version 1 and knows it to be fresh, and follows a server that does this next.
 async fn with_a_bundle(does: Does) -> (Node, Heard, tempfile::TempDir) {
     let office = Office::new(1);
     let directory = tempfile::tempdir().expect("directory");
-    let good = Does::Sends(vec![office.snapshot(1, &["E1"])]);
+    let good = Does::Sends(vec![
+        office.snapshot(1, &["E1"]),
+        office.freshness(1, 0, 0, FOR_LONG),
+    ]);
     let (place, own, _) = start(directory.path(), &office, good).await;
     let node = Node::start(&place, "n1", &own, &[]);
     node.until_in_force("E1").await;
-    until("kept", || own.join("state/state.json").exists(), |it| *it).await;
+    let fresh_until = || node.link.borrow().fresh_until;
+    until("fresh", fresh_until, |it| *it == Some(at(FOR_LONG))).await;
     drop(node);
     let (place, own, heard) = start(directory.path(), &office, does).await;
     let node = Node::start(&place, "n1", &own, &[]);
@@ -66,13 +73,8 @@ async fn a_huge_envelope_is_refused_unread() {
     // It could not be answered; the next connection says it.
     let streams = || heard.streams.load(Ordering::Relaxed);
     until("another connection", streams, |it| *it >= 2).await;
-    let before = heard.before.clone();
-    let mut told = before.lock().await.clone();
-    while told.is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        told = before.lock().await.clone();
-    }
-    assert!(told.contains("too large"), "{told}");
+    let told = async || heard.before.lock().await.clone();
+    until_told("the refusal", told, |it| it.contains("too large")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,8 +112,8 @@ async fn a_server_that_says_nothing_changes_nothing() {
     until("connected", connected, |it| *it).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(node.in_force(), "E1");
-    // How long that may go on is said by the freshness statement, which is not renewed.
-    assert!(node.link.borrow().fresh_until.is_some());
+    // How long that may go on is said by the freshness statement, which a connection does not renew.
+    assert_eq!(node.link.borrow().fresh_until, Some(at(FOR_LONG)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

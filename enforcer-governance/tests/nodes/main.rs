@@ -1,11 +1,13 @@
 //! Nodes and their governance: what they take, by themselves and over a wire.
 
 mod archive;
+mod bus;
 mod held;
 mod hostile;
 mod node;
 mod office;
 mod server;
+mod shared;
 mod signals;
 mod stranger;
 mod wire;

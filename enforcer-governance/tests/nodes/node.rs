@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use enforcer_bundle::{Bundle, Labels};
-use enforcer_governance::client::{Activate, Client, Config, Link, Order, Pace};
+use enforcer_governance::client::{Activate, Client, Config, EVIDENCE_CURSOR, Link, Order, Pace};
 use enforcer_governance::contract::NodeStatus;
-use enforcer_governance::spool::{Reader, Spool};
+use enforcer_governance::journal::{Journal, Limits, Reader};
 use enforcer_governance::state::State;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -38,6 +38,8 @@ impl Drop for Node {
 #[derive(Clone)]
 pub struct Place {
     pub url: String,
+    /// Other servers to turn to.
+    pub others: Vec<String>,
     pub authority: PathBuf,
     pub trust: PathBuf,
 }
@@ -76,6 +78,7 @@ impl Node {
         let client = Client {
             config: Config {
                 url: place.url.clone(),
+                others: place.others.clone().into(),
                 authority: place.authority.clone(),
                 node: name.to_owned(),
                 labels,
@@ -168,27 +171,55 @@ impl Node {
     }
 }
 
+/// Long enough for a busy machine; only what fails takes it.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Waits for something to become true of something.
 pub async fn until<T: std::fmt::Debug>(
     what: &str,
     mut look: impl FnMut() -> T,
     holds: impl Fn(&T) -> bool,
 ) {
+    until_told(what, async || look(), holds).await;
+}
+
+/// The same of what has to be asked for; returns it.
+pub async fn until_told<T: std::fmt::Debug>(
+    what: &str,
+    mut ask: impl AsyncFnMut() -> T,
+    holds: impl Fn(&T) -> bool,
+) -> T {
     let start = Instant::now();
     loop {
-        let seen = look();
+        let seen = ask().await;
         if holds(&seen) {
-            return;
+            return seen;
         }
         assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "{what}: after 30 s it is {seen:?}"
+            start.elapsed() < PATIENCE,
+            "{what}: after {PATIENCE:?} it is {seen:?}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 /// Evidence of a node.
-pub fn spool(directory: &Path) -> Spool {
-    Spool::open(&directory.join("evidence"), u64::MAX).expect("opened")
+pub fn journal(directory: &Path) -> Journal {
+    let limits = Limits {
+        bytes: u64::MAX,
+        age: Duration::MAX,
+        keep_for: Some(EVIDENCE_CURSOR),
+    };
+    let mut journal = Journal::new(&directory.join("log"), limits);
+    journal.open().expect("opened");
+    journal
+}
+
+/// Appends these records, a number each.
+pub fn append(journal: &mut Journal, numbers: std::ops::RangeInclusive<u64>) {
+    for number in numbers {
+        let record = serde_json::json!({"number": number});
+        journal.append(&record).expect("appended");
+    }
+    journal.commit().expect("on disk");
 }

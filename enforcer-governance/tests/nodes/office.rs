@@ -10,7 +10,7 @@ use enforcer_governance::trust::TrustRoot;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-pub const ISSUER: &str = "iga.example.com";
+const ISSUER: &str = "iga.example.com";
 
 /// Signs with these keys.
 #[derive(Clone)]
@@ -56,12 +56,8 @@ pub fn parts(ids: &[impl AsRef<str>]) -> Parts {
     parts
 }
 
-pub fn entitlements(parts: &Parts) -> Vec<String> {
-    let all = parts.of_kind(Kind::Entitlements);
-    all.map(|(id, _)| id.clone()).collect()
-}
-
-fn at(seconds: i64) -> Timestamp {
+/// So many seconds after noon.
+pub fn at(seconds: i64) -> Timestamp {
     let noon: Timestamp = "2026-11-22T12:00:00Z".parse().expect("a moment");
     noon + SignedDuration::from_secs(seconds)
 }

@@ -1,5 +1,6 @@
 //! The real server on a loopback address.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +9,13 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{Options, Source, Transmitter, serve};
+use enforcer_governance::server::{NatsLocation, Options, Source, Transmitter, serve};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::node::Place;
+use super::node::{Place, until, until_told};
 
 /// One server and its directory.
 pub struct Server {
@@ -41,6 +42,22 @@ entitlements:
         ));
     }
     text
+}
+
+/// All but what is served.
+fn options(directory: &Path, listen: &str) -> Options {
+    Options {
+        documents: None,
+        state: directory.join("server"),
+        store: None,
+        listen: listen.parse().expect("an address"),
+        names: Vec::new(),
+        admin: directory.join("admin.sock"),
+        keys: Vec::new(),
+        node_authorities: None,
+        signals: None,
+        freshness: Duration::from_secs(300),
+    }
 }
 
 impl Server {
@@ -72,27 +89,38 @@ impl Server {
             std::fs::write(write.join("bundle.yaml"), documents(entitlements)).expect("written");
         }
         let options = Options {
-            documents: source.unwrap_or(Source::Path(write)),
-            state: directory.join("server"),
-            listen: listen.parse().expect("an address"),
-            names: Vec::new(),
-            admin: directory.join("admin.sock"),
-            keys: Vec::new(),
-            node_authorities: None,
+            documents: Some(source.unwrap_or(Source::Path(write))),
             signals,
-            freshness: Duration::from_secs(300),
+            ..options(directory, listen)
         };
+        Self::serve(directory, options).await
+    }
+
+    /// One of several with this store, with the documents in the directory if there are any.
+    pub async fn start_on(directory: &Path, store: &NatsLocation) -> Result<Self, String> {
+        let documents = directory.join("documents");
+        let options = Options {
+            documents: documents.exists().then_some(Source::Path(documents)),
+            store: Some(store.clone()),
+            ..options(directory, "127.0.0.1:0")
+        };
+        Self::serve(directory, options).await
+    }
+
+    async fn serve(directory: &Path, options: Options) -> Result<Self, String> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, is_ready) = oneshot::channel();
         let serving = tokio::spawn(async move {
             let stop = async {
                 let _ = stopped.await;
             };
-            let ready = |address| {
-                let _ = ready.send(Ok(address));
+            let mut ready = Some(ready);
+            let told = |address| {
+                let _ = ready.take().map(|ready| ready.send(Ok(address)));
             };
-            if let Err(error) = serve(options, stop, ready).await {
+            if let Err(error) = serve(options, stop, told).await {
                 eprintln!("the server: {}", error.chain());
+                let _ = ready.map(|ready| ready.send(Err(error.chain())));
             }
         });
         let address = is_ready
@@ -109,6 +137,10 @@ impl Server {
     pub async fn stop(self) {
         let _ = self.stop.send(());
         self.serving.await.expect("stopped");
+        // What serves a connection has the directory a moment longer.
+        let lock = self.directory.join("server/lock");
+        let free = || File::open(&lock).map_or(true, |lock| lock.try_lock().is_ok());
+        until("its directory is free", free, |it| *it).await;
     }
 
     pub fn write(&self, entitlements: &[&str]) {
@@ -119,6 +151,7 @@ impl Server {
     pub fn place(&self) -> Place {
         Place {
             url: format!("https://{}", self.address),
+            others: Vec::new(),
             authority: self.directory.join("server/ca.pem"),
             trust: self.directory.join("server/trust.json"),
         }
@@ -196,6 +229,19 @@ impl Server {
             .expect("told");
         let mut all = all.into_inner().nodes.into_iter();
         all.find(|node| node.name == name).unwrap_or_default()
+    }
+
+    /// Waits until this is known of a node.
+    pub async fn until_knows(&self, name: &str, holds: impl Fn(&Node) -> bool) -> Node {
+        let what = format!("what the server knows of {name}");
+        until_told(&what, async || self.knows(name).await, holds).await
+    }
+
+    /// Waits until a node has acknowledged this revocation, and so has it on disk.
+    pub async fn until_acknowledged(&self, name: &str, revocation: u64) {
+        let sequence = |node: &Node| node.held.as_ref().map_or(0, |it| it.revocation_sequence);
+        self.until_knows(name, |node| sequence(node) >= revocation)
+            .await;
     }
 
     /// The audit trail, or another file of lines.

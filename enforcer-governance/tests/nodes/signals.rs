@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use enforcer_bundle::Digest;
 use enforcer_governance::keys::SigningKey;
 use enforcer_governance::server::Transmitter;
 use jiff::Timestamp;
@@ -18,6 +19,7 @@ use super::server::Server;
 
 const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type";
 const ISSUER: &str = "https://idp.example.com";
+const SET: &str = "application/secevent+jwt";
 const AUDIENCE: &str = "https://governance.example.com/ssf";
 
 /// The private half, as it is signed with, and the public one as a JSON Web Key.
@@ -57,6 +59,29 @@ struct Transmits {
 }
 
 impl Transmits {
+    fn to(server: &Server) -> Self {
+        let authority = std::fs::read(server.place().authority).expect("there");
+        let authority = Certificate::from_pem(&authority).expect("a certificate");
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[authority]))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .http_status_as_error(false);
+        Self {
+            agent: agent
+                .timeout_global(Some(Duration::from_secs(10)))
+                .build()
+                .into(),
+            url: format!("{}/ssf/events", server.place().url),
+        }
+    }
+
+    /// The status of a push as it should be.
+    fn status(&self, token: &str) -> u16 {
+        tokio::task::block_in_place(|| self.push(SET, token)).0
+    }
+
     /// The status, and which error if any.
     fn push(&self, kind: &str, token: &str) -> (u16, String) {
         let mut response = (self.agent.post(&self.url))
@@ -70,54 +95,41 @@ impl Transmits {
     }
 }
 
+/// A server that listens to who has these keys, with two entitlements.
+async fn start(place: &Path, keys: &Path) -> Server {
+    let transmitter = Transmitter {
+        issuer: ISSUER.to_owned(),
+        audience: AUDIENCE.to_owned(),
+        keys: keys.to_owned(),
+    };
+    let entitlements: &[&str] = &["E1", "E2"];
+    let server = Server::start_from(
+        place,
+        "127.0.0.1:0",
+        Some(entitlements),
+        None,
+        Some(transmitter),
+    );
+    server.await.expect("started")
+}
+
+fn revoked(id: &str) -> Value {
+    claims(id, "session-revoked", json!({}), "app")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_become_revocations() {
     let place = tempfile::tempdir().expect("directory");
     let ((private, public), (strange, _)) = (key(place.path(), "k1"), key(place.path(), "k2"));
     let keys = place.path().join("jwks.json");
     std::fs::write(&keys, json!({"keys": [public]}).to_string()).expect("written");
-    let transmitter = || {
-        Some(Transmitter {
-            issuer: ISSUER.to_owned(),
-            audience: AUDIENCE.to_owned(),
-            keys: keys.clone(),
-        })
-    };
-    let entitlements: &[&str] = &["E1", "E2"];
-    let start = || {
-        Server::start_from(
-            place.path(),
-            "127.0.0.1:0",
-            Some(entitlements),
-            None,
-            transmitter(),
-        )
-    };
-    let server = start().await.expect("started");
+    let start = || start(place.path(), &keys);
+    let server = start().await;
     let own = server.admit("n1", &[]).await;
     let node = Node::start(&server.place(), "n1", &own, &[]);
     node.until_in_force("E1 E2").await;
 
-    let transmits = |server: &Server| {
-        let authority = std::fs::read(server.place().authority).expect("there");
-        let authority = Certificate::from_pem(&authority).expect("a certificate");
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&[authority]))
-            .build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .http_status_as_error(false);
-        Transmits {
-            agent: agent
-                .timeout_global(Some(Duration::from_secs(10)))
-                .build()
-                .into(),
-            url: format!("{}/ssf/events", server.place().url),
-        }
-    };
-    let set = "application/secevent+jwt";
-    let pushing = transmits(&server);
-    let revoked = |id: &str| claims(id, "session-revoked", json!({}), "app");
+    let pushing = Transmits::to(&server);
     let with = |id: &str, name: &str, value: Value| {
         let mut claims = revoked(id);
         claims[name] = value;
@@ -128,31 +140,31 @@ async fn events_become_revocations() {
     forged.replace_range(forged.len() - 4.., "AAAA");
     let refused = tokio::task::block_in_place(|| {
         [
-            pushing.push(set, &forged),
-            pushing.push(set, &token(&strange, "k1", &revoked("j"))),
-            pushing.push(set, &token(&strange, "k2", &revoked("j"))),
+            pushing.push(SET, &forged),
+            pushing.push(SET, &token(&strange, "k1", &revoked("j"))),
+            pushing.push(SET, &token(&strange, "k2", &revoked("j"))),
             pushing.push(
-                set,
+                SET,
                 &token(&private, "k1", &with("j", "aud", json!("other"))),
             ),
             pushing.push(
-                set,
+                SET,
                 &token(&private, "k1", &with("j", "iss", json!("other"))),
             ),
             pushing.push(
-                set,
+                SET,
                 &token(&private, "k1", &with("j", "iat", json!(now - 90_000))),
             ),
             pushing.push(
-                set,
+                SET,
                 &token(&private, "k1", &with("j", "exp", json!(now + 60))),
             ),
             pushing.push(
-                set,
+                SET,
                 &token(&private, "k1", &with("j", "sub_id", json!("app"))),
             ),
             pushing.push("application/json", &token(&private, "k1", &revoked("j"))),
-            pushing.push(set, "nonsense"),
+            pushing.push(SET, "nonsense"),
         ]
     });
     let errors = refused.map(|(status, error)| {
@@ -185,15 +197,14 @@ async fn events_become_revocations() {
             &claims(id, "credential-change", fields, subject),
         )
     };
-    let of = |token: &str| tokio::task::block_in_place(|| pushing.push(set, token)).0;
-    assert_eq!(of(&change("j1", "update", "key")), 202);
-    assert_eq!(of(&change("j2", "revoke", "unknown")), 202);
+    assert_eq!(pushing.status(&change("j1", "update", "key")), 202);
+    assert_eq!(pushing.status(&change("j2", "revoke", "unknown")), 202);
     let other = claims("j3", "device-compliance-change", json!({}), "app");
-    assert_eq!(of(&token(&private, "k1", &other)), 202);
+    assert_eq!(pushing.status(&token(&private, "k1", &other)), 202);
     assert_eq!(node.in_force(), "E1 E2");
 
     let gone = change("j4", "revoke", "key");
-    assert_eq!(of(&gone), 202);
+    assert_eq!(pushing.status(&gone), 202);
     node.until_in_force("E1! E2!").await;
     let audit = server.lines("audit.jsonl");
     let revocation = audit
@@ -214,22 +225,39 @@ async fn events_become_revocations() {
     };
     desk.restore(restored).await.expect("restored");
     node.until_in_force("E1 E2").await;
-    assert_eq!(of(&gone), 202);
+    assert_eq!(pushing.status(&gone), 202);
     drop(node);
     server.stop().await;
-    let server = start().await.expect("started");
-    let pushing = transmits(&server);
-    assert_eq!(
-        tokio::task::block_in_place(|| pushing.push(set, &gone)).0,
-        202
-    );
+    let server = start().await;
+    let pushing = Transmits::to(&server);
+    assert_eq!(pushing.status(&gone), 202);
     let node = Node::start(&server.place(), "n1", &own, &[]);
     node.until_in_force("E1 E2").await;
     let session = token(&private, "k1", &revoked("j5"));
-    assert_eq!(
-        tokio::task::block_in_place(|| pushing.push(set, &session)).0,
-        202
-    );
+    assert_eq!(pushing.status(&session), 202);
     node.until_in_force("E1! E2!").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_kept_is_to_come_again() {
+    let place = tempfile::tempdir().expect("directory");
+    let (private, public) = key(place.path(), "k1");
+    let keys = place.path().join("jwks.json");
+    std::fs::write(&keys, json!({"keys": [public]}).to_string()).expect("written");
+    let server = start(place.path(), &keys).await;
+    let pushing = Transmits::to(&server);
+    let session = token(&private, "k1", &revoked("j1"));
+
+    // No file can take the place of a directory.
+    let kept = place.path().join("server/signals.json");
+    std::fs::create_dir(&kept).expect("made");
+    assert_eq!(pushing.status(&session), 503);
+    assert_eq!(pushing.status(&session), 503);
+    std::fs::remove_dir(&kept).expect("removed");
+    assert_eq!(pushing.status(&session), 202);
+    let text = std::fs::read_to_string(&kept).expect("kept");
+    let noted = Digest::of_bytes(b"j1").0;
+    assert!(text.contains(&noted), "{text}");
     server.stop().await;
 }

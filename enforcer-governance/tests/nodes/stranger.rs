@@ -183,6 +183,7 @@ pub async fn start(directory: &Path, office: &Office, does: Does) -> (Place, Pat
     tokio::spawn(serving);
     let place = Place {
         url: format!("https://{address}"),
+        others: Vec::new(),
         authority: directory.join("ca.pem"),
         trust: directory.join("trust.json"),
     };

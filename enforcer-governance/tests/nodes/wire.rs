@@ -1,13 +1,13 @@
 //! Nodes and the real server, over TLS on a loopback address.
 
-use std::time::Duration;
-
-use super::node::{Node, spool, until};
+use super::node::{Node, append, journal, until};
 use super::server::Server;
 use enforcer_governance::contract::governance_client::GovernanceClient;
-use enforcer_governance::contract::{FetchRequest, Hello};
+use enforcer_governance::contract::{self, FetchRequest, Hello, NodeMessage, node_message};
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
+use tokio_stream::StreamExt as _;
 use tonic::Code;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("directory")
@@ -21,6 +21,16 @@ fn chain(node: &std::path::Path) -> usize {
     };
     let chain: Vec<serde_json::Value> = serde_json::from_slice(&text).expect("JSON");
     chain.len()
+}
+
+fn endpoint(server: &Server, identity: Option<Identity>) -> Endpoint {
+    let authority = std::fs::read(server.place().authority).expect("there");
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
+    }
+    let endpoint = Endpoint::from_shared(server.place().url).expect("a URL");
+    endpoint.tls_config(tls).expect("TLS")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,19 +54,13 @@ async fn a_node_enrolls_and_follows() {
     server.restore("E1").await.expect("restored");
     node.until_in_force("E1 E2").await;
 
-    let mut known = server.knows("n1").await;
-    while known.held.clone().unwrap_or_default().bundle_version < 3 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        known = server.knows("n1").await;
-    }
+    let version = |node: &contract::Node| node.held.as_ref().map_or(0, |it| it.bundle_version);
+    let known = server.until_knows("n1", |node| version(node) >= 3).await;
     assert!(known.connected && known.active_since.is_some());
     assert_eq!(known.held.unwrap_or_default().revocation_sequence, 1);
     assert_eq!(known.status.unwrap_or_default().state, "enforcing/lsm");
     drop(node);
-    until("away", || (), |()| true).await;
-    while server.knows("n1").await.connected {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.until_knows("n1", |node| !node.connected).await;
     let actions = server.lines("audit.jsonl");
     let actions: Vec<_> = actions
         .iter()
@@ -109,10 +113,7 @@ async fn strangers_get_nothing() {
     );
 
     // And without one there is nothing but enrolling.
-    let authority = std::fs::read(server.place().authority).expect("there");
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
-    let endpoint = Endpoint::from_shared(server.place().url).expect("a URL");
-    let channel = endpoint.tls_config(tls).expect("TLS").connect().await;
+    let channel = endpoint(&server, None).connect().await;
     let request = FetchRequest {
         hello: Some(Hello {
             node: "n1".to_owned(),
@@ -124,6 +125,48 @@ async fn strangers_get_nothing() {
         .fetch(request)
         .await;
     assert_eq!(fetched.expect_err("refused").code(), Code::Unauthenticated);
+    server.stop().await;
+}
+
+/// A certificate of the server's authority that ended long ago, with its key.
+fn ended(server: &Server, name: &str) -> (String, String) {
+    let read = |file| std::fs::read_to_string(server.directory.join("server").join(file));
+    let authority_key = KeyPair::from_pem(&read("ca.key").expect("there")).expect("a key");
+    let authority = read("ca.pem").expect("there");
+    let issuer = Issuer::from_ca_cert_pem(&authority, authority_key).expect("an authority");
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2020, 1, 31);
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, &issuer).expect("signed");
+    (certificate.pem(), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_has_ended_is_none() {
+    let place = directory();
+    let server = Server::start(place.path(), &["E1"]).await;
+    let own = server.admit("n1", &[]).await;
+    let (certificate, key) = ended(&server, "n1");
+    let kept = own.join("state/node.pem");
+    std::fs::create_dir(own.join("state")).expect("directory");
+    std::fs::write(&kept, &certificate).expect("written");
+    std::fs::write(own.join("state/node.key"), &key).expect("written");
+
+    let token = std::fs::read(own.join("token")).expect("there");
+    std::fs::remove_file(own.join("token")).expect("removed");
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    let reason = || node.link.borrow().reason.clone().unwrap_or_default();
+    until("a reason", reason, |it| {
+        it.contains("ended at 2020-01-31") && it.contains("`enforcer governance token`")
+    })
+    .await;
+    assert_eq!(node.in_force(), "");
+    // A token is found when it is tried again.
+    std::fs::write(own.join("token"), token).expect("written");
+    node.until_in_force("E1").await;
+    assert_ne!(std::fs::read_to_string(&kept).expect("there"), certificate);
     server.stop().await;
 }
 
@@ -156,10 +199,9 @@ async fn what_does_not_fit_is_refused_and_told() {
     server.write(&["E1", "E2"]);
     node.until_refused("does not fit").await;
     assert_eq!(node.in_force(), "E1");
-    while server.knows("n1").await.refusal.is_empty() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let known = server.knows("n1").await;
+    let known = server
+        .until_knows("n1", |node| !node.refusal.is_empty())
+        .await;
     assert!(known.refusal.contains("does not fit"), "{known:?}");
     assert_eq!(known.held.unwrap_or_default().bundle_version, 1);
     // A mistake in the documents changes nothing, and the next good version is taken.
@@ -231,17 +273,7 @@ async fn a_restart_of_either_loses_nothing() {
     node.until_in_force("E1 E2").await;
     server.revoke("E2").await.expect("revoked");
     node.until_in_force("E1 E2!").await;
-    // It is acknowledged when it is on disk.
-    while server
-        .knows("n1")
-        .await
-        .held
-        .unwrap_or_default()
-        .revocation_sequence
-        < 1
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.until_acknowledged("n1", 1).await;
     let place_of_server = server.place();
     drop(node);
     server.stop().await;
@@ -266,29 +298,20 @@ async fn evidence_arrives_once() {
     let place = directory();
     let server = Server::start(place.path(), &["E1"]).await;
     let own = server.admit("n1", &[]).await;
-    let mut spool = spool(&own);
-    let mut append = |number: u64| {
-        let record = format!("{{\"number\":{number}}}");
-        assert!(spool.append(&record).expect("written"));
-    };
-    (1..=2500).for_each(&mut append);
-    let directory = own.clone();
-    let spool_reader = spool.reader();
-    let node = Node::with_evidence(&server.place(), "n1", &own, &[], Some(spool_reader.clone()));
+    let mut journal = journal(&own);
+    append(&mut journal, 1..=2500);
+    let reader = journal.reader();
+    let node = Node::with_evidence(&server.place(), "n1", &own, &[], Some(reader.clone()));
     let stored = || node.link.borrow().evidence_stored;
     until("stored", stored, |it| *it == 2500).await;
     drop(node);
     // A receipt that was lost: everything comes again.
-    std::fs::remove_file(directory.join("evidence/stored")).expect("removed");
-    for number in 2501..=2600 {
-        spool
-            .append(&format!("{{\"number\":{number}}}"))
-            .expect("written");
-    }
-    let node = Node::with_evidence(&server.place(), "n1", &own, &[], Some(spool_reader));
+    std::fs::remove_file(own.join("log/cursors/governance")).expect("removed");
+    append(&mut journal, 2501..=2600);
+    let node = Node::with_evidence(&server.place(), "n1", &own, &[], Some(reader));
     let stored = || node.link.borrow().evidence_stored;
     until("stored", stored, |it| *it == 2600).await;
-    let epoch = spool.reader().epoch().to_owned();
+    let epoch = journal.head().epoch;
     let lines = server.lines(&format!("evidence/n1/{epoch}-1.jsonl"));
     let numbers: Vec<u64> = lines
         .iter()
@@ -310,16 +333,7 @@ async fn many_revocations_become_a_version() {
     for _ in 0..260 {
         server.revoke("E1").await.expect("revoked");
     }
-    while server
-        .knows("n1")
-        .await
-        .held
-        .unwrap_or_default()
-        .revocation_sequence
-        < 260
-    {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    server.until_acknowledged("n1", 260).await;
     node.until_in_force("E1! E2").await;
     let held = server.knows("n1").await.held.unwrap_or_default();
     assert_eq!((held.bundle_version, held.revocation_sequence), (2, 260));
@@ -337,4 +351,42 @@ async fn many_revocations_become_a_version() {
     })
     .await;
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_says_when_to_come_back() {
+    let place = directory();
+    let server = Server::start(place.path(), &["E1"]).await;
+    let own = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1").await;
+    drop(node);
+
+    // A client would go on to try again.
+    let read = |file| std::fs::read_to_string(own.join("state").join(file)).expect("there");
+    let identity = Identity::from_pem(read("node.pem"), read("node.key"));
+    let channel = endpoint(&server, Some(identity)).connect().await;
+    let hello = node_message::Message::Hello(Hello {
+        node: "n1".to_owned(),
+        ..Hello::default()
+    });
+    let hello = NodeMessage {
+        message: Some(hello),
+    };
+    let requests = tokio_stream::once(hello).chain(tokio_stream::pending());
+    let mut service = GovernanceClient::new(channel.expect("connected"));
+    let stream = service.sync(requests).await;
+    let mut stream = stream.expect("answered").into_inner();
+    let first = stream.message().await.expect("heard").expect("a message");
+    assert_eq!(first.retry_after, None);
+    let asked = async move {
+        loop {
+            let heard = stream.message().await.expect("heard");
+            let heard = heard.expect("a word before the end");
+            if heard.retry_after.is_some() {
+                break;
+            }
+        }
+    };
+    tokio::join!(asked, server.stop());
 }

@@ -1,0 +1,116 @@
+//! Real nats-servers on loopback addresses.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use enforcer_governance::server::NatsLocation;
+
+/// One server of NATS or a cluster of three, killed when dropped.
+pub struct Bus {
+    directory: tempfile::TempDir,
+    addresses: Vec<Ipv4Addr>,
+    children: Vec<Option<Child>>,
+}
+
+/// On `PATH`, or where `cargo xtask setup` has put it.
+fn program() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let cached = cache.or(home).map(|it| it.join("enforcer/programs"));
+    std::env::split_paths(&path)
+        .chain(cached)
+        .map(|directory| directory.join("nats-server"))
+        .find(|program| program.is_file())
+        .expect("nats-server is not here; `cargo xtask setup --tests` fetches it")
+}
+
+const PORT: u16 = 4222;
+const CLUSTER_PORT: u16 = 6222;
+
+/// Nobody else's, so that a server that was killed finds its ports free.
+fn own_address() -> Ipv4Addr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    Ipv4Addr::new(127, high | 0x80, low, number)
+}
+
+impl Bus {
+    /// So many servers.
+    pub fn start(count: usize) -> Self {
+        let mut bus = Self {
+            directory: tempfile::tempdir().expect("directory"),
+            addresses: (0..count).map(|_| own_address()).collect(),
+            children: (0..count).map(|_| None).collect(),
+        };
+        (0..count).for_each(|number| bus.run(number));
+        bus
+    }
+
+    /// Starts a server that does not run.
+    pub fn run(&mut self, number: usize) {
+        let address = self.addresses[number];
+        let directory = self.directory.path().join(number.to_string());
+        let mut command = Command::new(program());
+        command
+            .args(["--addr", &address.to_string()])
+            .args(["--port", &PORT.to_string()])
+            .arg("--jetstream")
+            .arg("--store_dir")
+            .arg(&directory);
+        if self.addresses.len() > 1 {
+            let route = |it: &Ipv4Addr| format!("nats://{it}:{CLUSTER_PORT}");
+            let routes: Vec<String> = self.addresses.iter().map(route).collect();
+            command
+                .args(["--name", &format!("bus-{number}"), "--cluster_name", "bus"])
+                .args(["--cluster", &route(&address)])
+                .args(["--routes", &routes.join(",")]);
+        }
+        let log = std::fs::File::create(directory.with_extension("log")).expect("a log");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("started");
+        while std::net::TcpStream::connect((address, PORT)).is_err() {
+            if let Some(status) = child.try_wait().expect("waited") {
+                let log = std::fs::read_to_string(directory.with_extension("log"));
+                panic!("NATS ends with {status}: {log:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.children[number] = Some(child);
+    }
+
+    /// Kills a server.
+    pub fn kill(&mut self, number: usize) {
+        if let Some(mut child) = self.children[number].take() {
+            child.kill().expect("killed");
+            child.wait().expect("waited");
+        }
+    }
+
+    pub fn location(&self) -> NatsLocation {
+        let urls = self
+            .addresses
+            .iter()
+            .map(|it| format!("nats://{it}:{PORT}"));
+        NatsLocation {
+            url: urls.collect::<Vec<_>>().join(","),
+            credentials: None,
+            authority: None,
+            replicas: self.addresses.len(),
+        }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        (0..self.children.len()).for_each(|number| self.kill(number));
+    }
+}
