@@ -1,12 +1,21 @@
 //! Finds the kernel side's objects, which `cargo xtask build` makes first, and puts them where
-//! `include_bytes_aligned!` finds them.
+//! `include_bytes_aligned!` finds them; generates the daemon's service from its definition, without protoc.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() {
+    objects();
+    if let Err(error) = service() {
+        println!("cargo::error={error}");
+    }
+}
+
+fn objects() {
     println!("cargo::rerun-if-env-changed=ENFORCER_EBPF_DIR");
+    // Asked for now: the script itself may have been compiled for another checkout.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(PathBuf::new, PathBuf::from);
     let directory = std::env::var_os("ENFORCER_EBPF_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/bpfel-unknown-none/release"),
+        || package.join("../target/ebpf/bpfel-unknown-none/release"),
         PathBuf::from,
     );
     let out = std::env::var_os("OUT_DIR").map(PathBuf::from);
@@ -23,4 +32,21 @@ fn main() {
             );
         }
     }
+}
+
+fn service() -> Result<(), String> {
+    println!("cargo::rerun-if-changed=proto");
+    let files = protox::compile(["enforcer/v1/enforcer.proto"], ["proto"])
+        .map_err(|error| error.to_string())?;
+    let mut builder = tonic_prost_build::configure();
+    // What the command line prints as JSON and YAML.
+    for message in ["Credential", "Workload", "Entitlement", "Holder"] {
+        let path = format!("enforcer.v1.{message}");
+        builder = builder
+            .type_attribute(&path, "#[derive(serde::Serialize)]")
+            .type_attribute(&path, "#[serde(rename_all = \"camelCase\")]");
+    }
+    builder
+        .compile_fds(files)
+        .map_err(|error| error.to_string())
 }

@@ -1,13 +1,14 @@
 //! The daemon's end of governance: what the client is started with, and its orders.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use enforcer::bundle::{Digest, Labels};
 use enforcer::engine::Engine;
 use enforcer_governance::client::{Activate, Client, Config, Link, Order, Pace};
 use enforcer_governance::contract::NodeStatus;
-use enforcer_governance::spool::{Reader, Spool};
+use enforcer_governance::journal::Reader;
 use enforcer_governance::state::State;
 use tokio::sync::{mpsc, watch};
 
@@ -15,6 +16,8 @@ use tokio::sync::{mpsc, watch};
 pub struct Governance {
     /// `https://HOST:PORT`.
     pub url: String,
+    /// Other servers of the same fleet.
+    pub others: VecDeque<String>,
     /// The server's authority, PEM.
     pub authority: PathBuf,
     /// The trust root.
@@ -23,25 +26,16 @@ pub struct Governance {
     pub join_token: Option<PathBuf>,
     /// Where the node keeps what must outlive it.
     pub state: PathBuf,
-    /// Most bytes of evidence that wait for governance.
-    pub evidence_bytes: u64,
 }
 
 impl Governance {
-    /// Where evidence is kept until governance has it.
-    pub fn evidence(&self) -> Result<Spool> {
-        let directory = self.state.join("evidence");
-        Spool::open(&directory, self.evidence_bytes)
-            .with_context(|| format!("cannot keep evidence in {}", directory.display()))
-    }
-
     /// Puts in force again what was, and follows the server from then on.
     pub async fn start(
         self,
         engine: &mut Engine,
         node: String,
         labels: Labels,
-        evidence: Option<Reader>,
+        evidence: Reader,
     ) -> Result<Governed> {
         let directory = self.state.join("governance");
         let (state, mut held, mut unused) = State::open(&directory, &self.trust, labels.clone())?;
@@ -79,6 +73,7 @@ impl Governance {
         let client = Client {
             config: Config {
                 url: self.url,
+                others: self.others,
                 authority: self.authority,
                 node,
                 labels,
@@ -91,7 +86,7 @@ impl Governance {
             held,
             orders: ordering,
             status: status.subscribe(),
-            evidence,
+            evidence: Some(evidence),
             link: link.clone(),
         };
         tokio::spawn(client.run());

@@ -3,11 +3,10 @@
 mod cli;
 mod governed;
 mod run;
+mod supervisor;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    cli::Cli::parse().run()
+    cli::main()
 }

@@ -1,27 +1,33 @@
 //! `enforcer run`: the daemon's loop.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use enforcer::bundle::Labels;
-use enforcer::control::{Request, question};
 use enforcer::engine::Engine;
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
+use enforcer::node::users;
 use enforcer::record::Log;
+use enforcer::record::outputs::Outputs;
+use enforcer::respond::webhook::{self, Webhook};
+use enforcer::serve::{Around, Remote, serve, status};
+use enforcer::sink::{Sink, Sinks};
+use enforcer::usage::Thresholds;
+use enforcer::view::page::{self, Document};
+use enforcer_common::event::Use;
 use enforcer_governance::client::Order;
-use enforcer_governance::spool::Spool;
+use enforcer_governance::journal::{Limits, Reader};
 use notify::{RecursiveMode, Watcher as _};
-use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
+use crate::cli::config;
 use crate::governed::{Governance, Governed};
+use crate::supervisor::Supervisor;
 
 /// How often the canaries are tried.
 const CANARY_EVERY: Duration = Duration::from_secs(1);
@@ -42,12 +48,28 @@ pub struct Settings {
     pub source: Source,
     /// Whether known locations of credentials are denied as long as there is no bundle.
     pub require_bundle: bool,
+    /// The log's directory, and what it may take.
+    pub log: (PathBuf, Limits),
     /// A file for the events, besides standard output.
     pub event_log: Option<PathBuf>,
+    /// Where else they are delivered.
+    pub sinks: Vec<Sink>,
+    /// Where a page is served.
+    pub page: Option<SocketAddr>,
+    /// Who is told of denials.
+    pub webhook: Option<webhook::Settings>,
+    /// Where the node keeps what must outlive it.
+    pub state: PathBuf,
     /// The tier, and the sizes of tables.
     pub kernel: Options,
     /// The control socket; the canaries' files lie beside it.
     pub socket: PathBuf,
+    /// Where it answers for metrics and health.
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Where it listens besides.
+    pub remote: Option<Remote>,
+    /// All of them by name, as they were set.
+    pub effective: config::Settings,
 }
 
 /// Where the bundle comes from.
@@ -61,41 +83,50 @@ pub enum Source {
 /// How long records that came before the stop are still written; the rest is counted.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
 
-/// A request, and where its answer goes.
-type Asked = (Request, oneshot::Sender<Value>);
+/// How long the sinks may take with the last records. What is not delivered by then, the next daemon delivers.
+const LAST_DELIVERIES: Duration = Duration::from_secs(3);
 
-/// Runs until SIGTERM or SIGINT.
-pub async fn run(settings: Settings) -> Result<()> {
+/// Runs until SIGTERM or SIGINT. On SIGHUP, `settings_now` says what it would be started with.
+pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, String>) -> Result<()> {
     let directory = settings.socket.parent().unwrap_or(Path::new("/run"));
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
-    let evidence = match &settings.source {
-        Source::File(_) => None,
-        Source::Governance(governance) => Some(governance.evidence()?),
-    };
-    let reader = evidence.as_ref().map(Spool::reader);
-    let log = Log::new(
-        settings.node.clone(),
-        settings.event_log.as_deref(),
-        evidence,
-    )
-    .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
+    let (place, limits) = settings.log;
+    let log = Log::start(settings.node.clone(), &place, limits).context("cannot keep a log")?;
+    let (reader, room) = (log.reader(), log.room());
+    let mut outputs = Outputs::start(reader.clone(), settings.event_log.as_deref())
+        .with_context(|| format!("cannot open the event log {:?}", settings.event_log))?;
+    let mut sinks = Sinks::start(&settings.sinks, &reader).context("cannot start the sinks")?;
+    let (wanting, mut wanted) = mpsc::channel(4);
+    if let Some(address) = settings.page {
+        serve_page(address, &settings.socket, &reader, wanting)?;
+    }
     let (file, governance) = match settings.source {
         Source::File(path) => (Some(path), None),
         Source::Governance(governance) => (None, Some(governance)),
     };
     let labels = settings.labels.clone();
+    let mut effective = settings.effective;
     let mut engine = Engine::new(&settings.kernel, file, labels, directory, log)?;
 
+    engine.keep_usage_in(&settings.state);
+    if let Some(webhook) = &settings.webhook {
+        engine.tell_denials_to(Webhook::start(webhook)?);
+    }
+
     let (records, mut recorded) = rings::channels();
-    rings::start(engine.ebpf(), &records)?;
+    let rings = rings::start(engine.ebpf(), &records)?;
+    engine.watch_rings(rings);
     engine.follow_gate(&records);
     if let Err(error) = rings::start_diagnostics(engine.ebpf()) {
         tracing::warn!(%error, "the programs' diagnostics cannot be read");
     }
-    let listener = listen(&settings.socket)?;
-    let (asking, mut asked) = mpsc::channel::<Asked>(16);
-    tokio::spawn(serve(listener, asking));
+    let (asking, mut asked) = mpsc::channel(16);
+    if let Some(address) = settings.metrics {
+        let metrics = engine.log().metrics().clone();
+        enforcer::serve::metrics::serve(address, asking.clone(), metrics).await?;
+    }
+    serve(&settings.socket, settings.remote, asking, reader.clone()).await?;
     let (changes, mut changed) = mpsc::unbounded_channel();
     let mut watched = Watched::new(changes)?;
     let (mounts, mut mounted) = mpsc::unbounded_channel();
@@ -114,7 +145,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     }
 
     if settings.require_bundle {
-        engine.require_bundle()?;
+        engine.require_bundle();
     }
     let mut governed = match governance {
         None => None,
@@ -128,18 +159,37 @@ pub async fn run(settings: Settings) -> Result<()> {
     engine.prove().await;
     watched.follow(&engine);
     tracing::info!(socket = %settings.socket.display(), "running");
+    let mut supervisor = Supervisor::default();
+    supervisor.turns(engine.state_line());
+    supervisor.ready();
     loop {
         tokio::select! {
             // Whichever is ready, by lot: what comes in floods keeps nothing else waiting for long.
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
+                supervisor.reloading();
+                match settings_now() {
+                    Ok(now) => reconfigure(&mut engine, &mut outputs, &mut effective, now).await,
+                    Err(reason) => tracing::error!("what was set stays: {reason}"),
+                }
                 engine.reload().await;
                 engine.prove().await;
                 watched.follow(&engine);
+                supervisor.turns(engine.state_line());
+                supervisor.ready();
             }
-            Some((request, answer)) = asked.recv() => {
-                let _ = answer.send(respond(&mut engine, governed.as_ref(), &request));
+            Some(question) = asked.recv() => {
+                question(&mut engine, around(governed.as_ref(), &sinks));
+                engine.follow_mode().await;
+            }
+            Some((document, answer)) = wanted.recv() => {
+                let told = match document {
+                    Document::Status => status(&mut engine, around(governed.as_ref(), &sinks)),
+                    Document::Usage => engine.usage(),
+                    Document::Findings => engine.findings(&Thresholds::default()),
+                };
+                let _ = answer.send(told);
             }
             Some(()) = changed.recv() => {
                 tokio::time::sleep(SETTLE).await;
@@ -173,29 +223,82 @@ pub async fn run(settings: Settings) -> Result<()> {
                 if let Some(governed) = &governed {
                     governed.tell(&engine);
                 }
+                supervisor.turns(engine.state_line());
             }
-            _ = tick.tick() => engine.tick().await,
+            _ = tick.tick() => {
+                for (name, count) in sinks.take_losses() {
+                    engine.undelivered(&name, count);
+                }
+                engine.tick().await;
+            }
             _ = reconcile.tick() => engine.reconcile(),
             Some(change) = recorded.changes.recv() => match change {
                 Change::Notice(it) => engine.noticed(&it),
                 Change::Unknown => engine.reconcile(),
             },
-            Some(record) = recorded.uses.recv() => engine.used(&record),
+            Some(record) = when_there_is_room(&room, &mut recorded.uses) => engine.used(&record),
         }
     }
+    supervisor.stopping();
     let deadline = Instant::now() + LAST_RECORDS;
     while Instant::now() < deadline
+        && room.available_permits() > 0
         && let Ok(record) = recorded.uses.try_recv()
     {
         engine.used(&record);
     }
     engine.unwritten(recorded.uses.len());
     engine.stopping();
+    outputs.finish().await;
+    sinks.stop(LAST_DELIVERIES);
+    let _ = std::fs::remove_file(page_file(&settings.socket));
     let _ = std::fs::remove_file(&settings.socket);
     Ok(())
 }
 
-/// Files whose change matters: the bundle and the executables it selects by. Their directories are watched,
+/// Takes over what can change while it runs, and says what cannot.
+async fn reconfigure(
+    engine: &mut Engine,
+    outputs: &mut Outputs,
+    was: &mut config::Settings,
+    now: Settings,
+) {
+    let changed: Vec<String> = config::changed(was, &now.effective)
+        .map(str::to_owned)
+        .collect();
+    // Opened again in any case: whoever moves a full log away sends this signal.
+    if let Err(error) = outputs.write_to(now.event_log.as_deref()).await {
+        tracing::error!(%error, "what was set stays: cannot open the event log {:?}", now.event_log);
+        return;
+    }
+    for name in changed {
+        let Some(new) = now.effective.get(&name) else {
+            continue;
+        };
+        let value = new.values.join(",");
+        match (name.as_str(), &now.source) {
+            ("eventLog", _) => {}
+            ("bundle", Source::File(path)) if engine.source().is_some() => {
+                engine.read_bundle_from(path.clone());
+            }
+            _ => {
+                tracing::warn!(setting = name, value, origin = %new.origin, "changed, and counts from the next start on");
+                continue;
+            }
+        }
+        tracing::info!(setting = name, value, origin = %new.origin, "changed");
+        was.insert(name, new.clone());
+    }
+}
+
+/// The next use, once there is room for its record: until then it stays in the kernel's ring.
+async fn when_there_is_room(room: &Semaphore, uses: &mut mpsc::Receiver<Use>) -> Option<Use> {
+    // Never closed.
+    drop(room.acquire().await);
+    uses.recv().await
+}
+
+/// Files whose change matters: the bundle, the executables it selects by, and the users. Their directories are watched,
 /// because editors and package managers put a new file in the old one's place.
 struct Watched {
     watcher: notify::RecommendedWatcher,
@@ -243,6 +346,7 @@ impl Watched {
     fn follow(&mut self, engine: &Engine) {
         let mut files: BTreeSet<PathBuf> = engine.executables().into_iter().collect();
         files.extend(engine.source().map(Path::to_owned));
+        files.insert(users::PASSWD.into());
         let mut directories: BTreeSet<PathBuf> = files
             .iter()
             .filter_map(|file| file.parent().map(Path::to_owned))
@@ -279,85 +383,23 @@ async fn ordered(governed: &mut Option<Governed>) -> Option<Order> {
     }
 }
 
-fn respond(engine: &mut Engine, governed: Option<&Governed>, request: &Request) -> Value {
-    match request {
-        Request::Status => {
-            let mut status = engine.status();
-            status["governance"] = json!(governed.map(Governed::link));
-            status
-        }
-        Request::Tables => engine.tables(),
-        Request::Explain(ask) => {
-            let identity = ask
-                .cgroup
-                .clone()
-                .or_else(|| ask.pid.and_then(cgroup_of))
-                .map(|path| engine.identity_of(&path))
-                .unwrap_or_default();
-            let asked = question(
-                ask,
-                |path| {
-                    engine
-                        .executable_key(path)
-                        .map_err(|error| enforcer::chain(&error))
-                },
-                |_| identity,
-            );
-            match asked {
-                Ok(question) => engine.explain(&question),
-                Err(error) => json!({"error": error}),
-            }
-        }
+/// What there is to say besides what the engine knows.
+fn around(governed: Option<&Governed>, sinks: &Sinks) -> Around {
+    Around {
+        link: governed.map(Governed::link),
+        sinks: sinks.health(),
     }
 }
 
-/// The cgroup of a process, from the cgroup root.
-fn cgroup_of(pid: u32) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(path.to_owned())
+/// The file that says how the page is opened.
+pub fn page_file(socket: &Path) -> PathBuf {
+    socket.with_file_name("page")
 }
 
-fn listen(socket: &Path) -> Result<UnixListener> {
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        anyhow::bail!(
-            "another daemon answers on {}; stop it, or give --socket another path",
-            socket.display()
-        );
-    }
-    let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))
-        .with_context(|| format!("cannot set the mode of {}", socket.display()))?;
-    Ok(listener)
-}
-
-/// Takes questions, one after the other, and never more than the engine answers.
-async fn serve(listener: UnixListener, asking: mpsc::Sender<Asked>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let asking = asking.clone();
-        tokio::spawn(async move {
-            if let Err(error) = converse(stream, asking).await {
-                tracing::debug!(%error, "a question was not answered");
-            }
-        });
-    }
-}
-
-async fn converse(stream: UnixStream, asking: mpsc::Sender<Asked>) -> Result<()> {
-    let (reader, mut writer) = stream.into_split();
-    let mut lines = BufReader::new(reader).lines();
-    while let Some(line) = lines.next_line().await? {
-        let answer = match serde_json::from_str(&line) {
-            Ok(request) => {
-                let (sender, receiver) = oneshot::channel();
-                asking.send((request, sender)).await?;
-                receiver.await?
-            }
-            Err(error) => json!({"error": format!("not a request: {error}")}),
-        };
-        writer.write_all(format!("{answer}\n").as_bytes()).await?;
-    }
-    Ok(())
+fn serve_page(address: SocketAddr, socket: &Path, log: &Reader, ask: page::Ask) -> Result<()> {
+    let listener = page::bind(address).context("cannot serve the page")?;
+    let file = page_file(socket);
+    let token = page::invite(&listener, &file)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    page::start(listener, log.clone(), ask, &token).context("cannot serve the page")
 }

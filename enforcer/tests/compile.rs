@@ -2,17 +2,21 @@
 
 #[path = "compile/destinations.rs"]
 mod destinations;
+#[path = "compile/origins.rs"]
+mod origins;
 #[path = "compile/paths.rs"]
 mod paths;
+#[path = "compile/placed.rs"]
+mod placed;
 #[path = "compile/serves.rs"]
 mod serves;
 #[path = "compile/support.rs"]
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use enforcer::bundle::{OnExpiry, parse};
+use enforcer::bundle::{OnExpiry, home_patterns, known, parse};
 use enforcer::compile::{CompileError, Facts, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
@@ -383,6 +387,19 @@ fn names_the_kernel_would_cut_off_are_refused() {
     assert!(matches!(error, CompileError::NameTooLong { .. }), "{error}");
 }
 
+/// The table, how many entries a bundle would need of it, and how many it may have.
+#[track_caller]
+fn too_many(error: CompileError) -> (&'static str, usize, usize) {
+    match error {
+        CompileError::Capacity {
+            table,
+            got,
+            allowed,
+        } => (table, got, allowed),
+        other => panic!("{other}"),
+    }
+}
+
 #[test]
 fn more_than_the_tables_hold_is_refused() {
     let endpoints: String = (0..1025)
@@ -391,15 +408,7 @@ fn more_than_the_tables_hold_is_refused() {
     let error = refused(&format!(
         "credentials: [{{id: key, sources: [{endpoints}]}}]"
     ));
-    let CompileError::Capacity {
-        table,
-        got,
-        allowed,
-    } = error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!((table, got, allowed), ("endpoints", 1025, 1024));
+    assert_eq!(too_many(error), ("endpoints", 1025, 1024));
 }
 
 #[test]
@@ -415,15 +424,7 @@ fn half_of_the_tables_of_sockets_and_variables_is_for_the_next_bundle() {
     ] {
         compiled(&many(kind, most));
         let error = refused(&many(kind, most + 1));
-        let CompileError::Capacity {
-            table,
-            got,
-            allowed,
-        } = error
-        else {
-            panic!("{error}")
-        };
-        assert_eq!((table, got, allowed), (what, most + 1, most));
+        assert_eq!(too_many(error), (what, most + 1, most));
     }
 }
 
@@ -496,10 +497,8 @@ fn the_same_bundle_changes_nothing() {
 
 #[test]
 fn the_known_locations_are_a_bundle_that_fits() {
-    let bundle = match enforcer::bundle::known() {
-        Ok(bundle) => bundle,
-        Err(mistakes) => panic!("{mistakes}"),
-    };
+    let homes = BTreeSet::from(["/var/lib/postgresql".into()]);
+    let bundle = known(&home_patterns(&homes));
     assert!(bundle.workloads.is_empty() && bundle.entitlements.is_empty());
     assert!(bundle.trusted.is_empty() && bundle.baseline.is_empty());
     assert_eq!(bundle.metadata.version, 0);
@@ -512,6 +511,7 @@ fn the_known_locations_are_a_bundle_that_fits() {
         ("/root/.ssh/id_ed25519", true),
         ("/home/ada/.aws/credentials", true),
         ("/home/ada/.kube/config", true),
+        ("/var/lib/postgresql/.pgpass", true),
         ("/etc/ssl/private/site/key.pem", true),
         ("/run/docker.sock", true),
         ("/home/ada/.ssh/known_hosts", false),

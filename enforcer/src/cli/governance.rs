@@ -11,7 +11,7 @@ use enforcer_governance::contract::administration_client::AdministrationClient;
 use enforcer_governance::contract::{
     Done, GrantRequest, Node, NodesRequest, RevokeRequest, TokenRequest, revoke_request,
 };
-use enforcer_governance::server::{self, Location, Options, Source, Transmitter};
+use enforcer_governance::server::{self, Location, NatsLocation, Options, Source, Transmitter};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,18 +24,22 @@ pub enum Command {
     /// Serves a directory of bundle documents to nodes, each what concerns it; keeps their evidence
     Serve {
         /// A directory of YAML documents, or one file; or a bundle that was signed elsewhere (*.dsse.json); or the URL of
-        /// an archive of them (tar.gz), as OPA's bundles are distributed
-        documents: String,
+        /// an archive of them (tar.gz), as OPA's bundles are distributed. Of several servers with one store, one is
+        /// enough to have them
+        #[arg(required_unless_present = "store")]
+        documents: Option<String>,
         /// A file with a token for that URL
         #[arg(long, value_name = "FILE")]
         documents_token: Option<PathBuf>,
-        /// Where the server keeps its keys, what it has issued, and evidence
+        /// Where the server keeps its keys; and what it has issued and evidence, unless there is a store
         #[arg(
             long,
             value_name = "DIRECTORY",
             default_value = "/var/lib/enforcer-governance"
         )]
         state: PathBuf,
+        #[command(flatten)]
+        store: Box<Store>,
         /// Where nodes connect
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7443")]
         listen: SocketAddr,
@@ -59,7 +63,7 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         signals_keys: Option<PathBuf>,
         /// How long nodes may go on without hearing that nothing is newer: 5s to 1h
-        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration)]
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = freshness)]
         freshness: Duration,
         #[command(flatten)]
         admin: Admin,
@@ -77,23 +81,9 @@ pub enum Command {
         admin: Admin,
     },
     /// Takes back, at once, on all nodes
-    Revoke {
-        #[command(flatten)]
-        target: Target,
-        #[command(flatten)]
-        why: Why,
-        #[command(flatten)]
-        admin: Admin,
-    },
+    Revoke(Revocation),
     /// Lets a revocation go
-    Restore {
-        #[command(flatten)]
-        target: Target,
-        #[command(flatten)]
-        why: Why,
-        #[command(flatten)]
-        admin: Admin,
-    },
+    Restore(Revocation),
     /// Makes a token that one node may enroll with, once
     Token {
         /// The node's name
@@ -116,6 +106,40 @@ pub enum Command {
     },
 }
 
+/// Where several servers keep what they have in common.
+#[derive(clap::Args)]
+pub struct Store {
+    /// NATS with JetStream, where several servers keep what they have in common: nats://HOST:PORT, tls:// for TLS,
+    /// several with commas between
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// A file with the credentials for NATS (.creds)
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_credentials: Option<PathBuf>,
+    /// The authority of NATS' certificates, PEM
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_ca: Option<PathBuf>,
+    /// On how many servers of NATS everything is; counts when the first server starts
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u8).range(1..=5)
+    )]
+    store_replicas: u8,
+}
+
+impl Store {
+    fn location(self) -> Option<NatsLocation> {
+        Some(NatsLocation {
+            url: self.store?,
+            credentials: self.store_credentials,
+            authority: self.store_ca,
+            replicas: self.store_replicas.into(),
+        })
+    }
+}
+
 #[derive(clap::Args)]
 pub struct Admin {
     /// The server's socket for its operators
@@ -135,6 +159,16 @@ pub struct Why {
     /// Where the decision is written down
     #[arg(long, default_value = "")]
     ticket: String,
+}
+
+#[derive(clap::Args)]
+pub struct Revocation {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    why: Why,
+    #[command(flatten)]
+    admin: Admin,
 }
 
 #[derive(clap::Args)]
@@ -174,6 +208,7 @@ impl Command {
                 documents,
                 documents_token,
                 state,
+                store,
                 listen,
                 names,
                 keys,
@@ -186,8 +221,9 @@ impl Command {
             } => {
                 let signals = signals_from.zip(signals_audience).zip(signals_keys);
                 serve(Options {
-                    documents: source(documents, documents_token),
+                    documents: documents.map(|it| source(it, documents_token)),
                     state,
+                    store: store.location(),
                     listen,
                     names,
                     admin: admin.admin_socket,
@@ -198,8 +234,7 @@ impl Command {
                         audience,
                         keys,
                     }),
-                    freshness: freshness
-                        .clamp(Duration::from_secs(5), Duration::from_secs(60 * 60)),
+                    freshness,
                 })
                 .await
             }
@@ -217,13 +252,13 @@ impl Command {
                 };
                 done(admin.connect().await?.grant(request).await)
             }
-            Self::Revoke { target, why, admin } => {
-                let request = target.request(why);
-                done(admin.connect().await?.revoke(request).await)
+            Self::Revoke(revocation) => {
+                let mut desk = revocation.admin.connect().await?;
+                done(desk.revoke(revocation.request()).await)
             }
-            Self::Restore { target, why, admin } => {
-                let request = target.request(why);
-                done(admin.connect().await?.restore(request).await)
+            Self::Restore(revocation) => {
+                let mut desk = revocation.admin.connect().await?;
+                done(desk.restore(revocation.request()).await)
             }
             Self::Token {
                 node,
@@ -258,6 +293,16 @@ impl Command {
                 Ok(())
             }
         }
+    }
+}
+
+fn freshness(text: &str) -> Result<Duration, String> {
+    let good = Duration::from_secs(5)..=Duration::from_secs(60 * 60);
+    let span = duration(text)?;
+    if good.contains(&span) {
+        Ok(span)
+    } else {
+        Err("expected 5s to 1h".to_owned())
     }
 }
 
@@ -310,17 +355,22 @@ impl Admin {
     }
 }
 
-impl Target {
-    fn request(self, why: Why) -> RevokeRequest {
-        let target = match (self.entitlement, self.credential, self.workload) {
+impl Revocation {
+    fn request(self) -> RevokeRequest {
+        let Target {
+            entitlement,
+            credential,
+            workload,
+        } = self.target;
+        let target = match (entitlement, credential, workload) {
             (Some(id), ..) => Some(revoke_request::Target::Entitlement(id)),
             (_, Some(id), _) => Some(revoke_request::Target::Credential(id)),
             (.., id) => id.map(revoke_request::Target::Workload),
         };
         RevokeRequest {
             target,
-            reason: why.reason,
-            ticket: why.ticket,
+            reason: self.why.reason,
+            ticket: self.why.ticket,
         }
     }
 }
@@ -389,4 +439,35 @@ fn line(node: &Value) -> String {
         line.push_str(&format!("  refused: {refused}"));
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::Cli;
+
+    #[test]
+    fn freshness_has_bounds() {
+        let parse = |span| {
+            let words = [
+                "enforcer",
+                "governance",
+                "serve",
+                "/tmp",
+                "--freshness",
+                span,
+            ];
+            Cli::try_parse_from(words).map_err(|error| error.to_string())
+        };
+        for good in ["5s", "5000ms", "60m", "1h"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["0s", "4999ms", "61m", "2h"] {
+            let Err(error) = parse(bad) else {
+                panic!("{bad} is taken");
+            };
+            assert!(error.contains(bad) && error.contains("5s to 1h"), "{error}");
+        }
+    }
 }

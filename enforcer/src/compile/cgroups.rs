@@ -1,15 +1,18 @@
 //! What cgroups mean to a bundle: each is the set of cgroup and unit selectors that it matches.
 //!
 //! The kernel classifies a cgroup when it is created: by its path, else by its name if it is a unit directly below
-//! slices, else like its parent. So each name in its table carries what all names above it mean as well.
+//! slices (of the system, or of a user's service manager), else like its parent. So each name in its table carries what
+//! all names above it mean as well.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use enforcer_common::ids::IdentityId;
-use enforcer_common::tables::{CGROUP_NAME_BYTES, CgroupName};
+use enforcer_common::ids::{IdentityId, Uid};
+use enforcer_common::tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName};
 
-use super::{CompileError, Numbering};
-use crate::bundle::{Bundle, Match};
+use super::origins::Origins;
+use super::{CompileError, Facts, Numbering};
+use crate::bundle::{Bundle, Match, Unit};
+use crate::node::cgroups;
 
 /// Longest text the kernel looks up: it takes one that fills the key together with its NUL for cut off.
 const LONGEST: usize = CGROUP_NAME_BYTES - 2;
@@ -21,14 +24,45 @@ pub(super) enum Atom {
     Path(String),
     /// The unit of this name, wherever only slices are above it, and all below it.
     Unit(String),
+    /// The unit of this name of a user's own service manager, wherever only slices are between them, and all below it.
+    UserUnit(Uid, String),
+    /// What no cgroup matches: of a user that does not exist.
+    Nothing,
 }
 
 impl Atom {
     /// The selectors of a workload that are about its cgroup.
-    fn of(selectors: &Match) -> Vec<Self> {
+    pub(super) fn of(selectors: &Match, facts: &Facts) -> Vec<Self> {
         let path = selectors.cgroup.clone().map(Self::Path);
-        let unit = selectors.systemd_unit.as_deref().map(Self::unit);
+        let unit = selectors.systemd_unit.as_ref();
+        let unit = unit.map(|Unit { name, user }| match user {
+            None => Self::unit(name),
+            Some(user) => match facts.user(user) {
+                Some(uid) => Self::UserUnit(uid, name.clone()),
+                None => Self::Nothing,
+            },
+        });
         path.into_iter().chain(unit).collect()
+    }
+
+    /// As which it is in the kernel's table; `None` for [`Atom::Nothing`].
+    fn name(&self) -> Result<Option<CgroupName>, CompileError> {
+        let (prefix, text) = match self {
+            Self::Path(text) | Self::Unit(text) => (None, text),
+            Self::UserUnit(uid, text) => (Some(CgroupName::user_prefix(uid.0 + 1)), text),
+            Self::Nothing => return Ok(None),
+        };
+        let prefix = prefix.map(u64::to_ne_bytes);
+        let prefix = prefix.as_ref().map_or(&[][..], <[u8; 8]>::as_slice);
+        let allowed = LONGEST - prefix.len();
+        if text.len() > allowed {
+            let name = text.clone();
+            return Err(CompileError::NameTooLong { name, allowed });
+        }
+        let mut bytes = [0; CGROUP_NAME_BYTES];
+        bytes[..prefix.len()].copy_from_slice(prefix);
+        bytes[prefix.len()..prefix.len() + text.len()].copy_from_slice(text.as_bytes());
+        Ok(Some(CgroupName(bytes)))
     }
 
     /// A unit; as a path where its name says which.
@@ -36,9 +70,9 @@ impl Atom {
         let manager = name
             .strip_prefix("user@")
             .and_then(|rest| rest.strip_suffix(".service"))
-            .filter(|uid| uid.bytes().all(|byte| byte.is_ascii_digit()));
+            .and_then(|uid| uid.parse().ok());
         if let Some(uid) = manager {
-            return Self::Path(format!("/user.slice/user-{uid}.slice/{name}"));
+            return Self::Path(self::manager(Uid(uid)));
         }
         match name.strip_suffix(".slice") {
             Some(stem) if stem != "-" => Self::Path(slice(stem)),
@@ -62,35 +96,56 @@ fn slice(stem: &str) -> String {
 /// The cgroup and unit selectors of one bundle, and the numbers of what can match together.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identities {
-    paths: BTreeSet<String>,
-    units: BTreeSet<String>,
+    selected: BTreeSet<Atom>,
     by_content: HashMap<Vec<Atom>, IdentityId>,
     having: HashMap<Atom, BTreeSet<IdentityId>>,
     names: BTreeMap<CgroupName, IdentityId>,
+    origins: Origins,
 }
 
 impl Identities {
-    pub fn of(bundle: &Bundle, numbering: &mut Numbering) -> Result<Self, CompileError> {
-        let mut identities = Self::default();
-        for atom in bundle.selectors().flat_map(Atom::of) {
-            match atom {
-                Atom::Path(path) => identities.paths.insert(path),
-                Atom::Unit(unit) => identities.units.insert(unit),
-            };
+    pub fn of(
+        bundle: &Bundle,
+        facts: &Facts,
+        numbering: &mut Numbering,
+    ) -> Result<Self, CompileError> {
+        let mut identities = Self {
+            origins: Origins::of(bundle, facts, numbering)?,
+            ..Self::default()
+        };
+        let atoms = |selectors| Atom::of(selectors, facts);
+        identities.selected = bundle.selectors().flat_map(atoms).collect();
+        // Where no selector of a cgroup matches, others may all the same.
+        identities.number(Vec::new(), numbering)?;
+        let mut units = BTreeSet::new();
+        for atom in identities.selected.clone() {
+            match &atom {
+                Atom::Unit(unit) => {
+                    units.insert(unit.clone());
+                    identities.add(&atom, vec![atom.clone()], numbering)?;
+                }
+                Atom::UserUnit(uid, _) => {
+                    // It lies in the manager's own unit, where the path of that is selected as well.
+                    let mut atoms = identities.atoms(&manager(*uid));
+                    atoms.push(atom.clone());
+                    atoms.sort();
+                    identities.add(&atom, atoms, numbering)?;
+                }
+                Atom::Path(_) | Atom::Nothing => {}
+            }
         }
-        for unit in identities.units.clone() {
-            identities.add(&unit, vec![Atom::Unit(unit.clone())], numbering)?;
-        }
-        for path in identities.paths.clone() {
-            identities.add(&path, identities.atoms(&path), numbering)?;
+        for atom in identities.selected.clone() {
+            let Atom::Path(path) = &atom else { continue };
+            identities.add(&atom, identities.atoms(path), numbering)?;
             if !path[1..].split('/').all(is_slice) {
                 continue;
             }
             // Units that are directly within a slice that means something too.
-            for unit in identities.units.clone() {
+            for unit in &units {
                 let path = format!("{path}/{unit}");
                 if path.len() <= LONGEST {
-                    identities.add(&path, identities.atoms(&path), numbering)?;
+                    let atoms = identities.atoms(&path);
+                    identities.add(&Atom::Path(path), atoms, numbering)?;
                 }
             }
         }
@@ -99,44 +154,61 @@ impl Identities {
 
     fn add(
         &mut self,
-        name: &str,
+        name: &Atom,
         atoms: Vec<Atom>,
         numbering: &mut Numbering,
     ) -> Result<(), CompileError> {
-        let id = numbering.identity(atoms.clone())?;
-        for atom in &atoms {
-            self.having.entry(atom.clone()).or_default().insert(id);
+        if let Some(name) = name.name()? {
+            let id = self.number(atoms, numbering)?;
+            self.names.insert(name, id);
         }
-        self.by_content.insert(atoms, id);
-        if name.len() > LONGEST {
-            return Err(CompileError::NameTooLong {
-                name: name.to_owned(),
-                allowed: LONGEST,
-            });
-        }
-        let mut bytes = [0; CGROUP_NAME_BYTES];
-        bytes[..name.len()].copy_from_slice(name.as_bytes());
-        self.names.insert(CgroupName(bytes), id);
         Ok(())
+    }
+
+    /// The number of cgroups that match these selectors, and of what tasks can be there.
+    fn number(
+        &mut self,
+        atoms: Vec<Atom>,
+        numbering: &mut Numbering,
+    ) -> Result<IdentityId, CompileError> {
+        if let Some(known) = self.by_content.get(&atoms) {
+            return Ok(*known);
+        }
+        let numbered = self.origins.number(&atoms, numbering)?;
+        for (atom, id) in numbered
+            .all
+            .iter()
+            .flat_map(|id| atoms.iter().map(move |atom| (atom, id)))
+        {
+            self.having.entry(atom.clone()).or_default().insert(*id);
+        }
+        self.by_content.insert(atoms, numbered.plain);
+        Ok(numbered.plain)
     }
 
     /// The selectors that the cgroup at `path` matches, in order.
     fn atoms(&self, path: &str) -> Vec<Atom> {
         let mut atoms = BTreeSet::new();
-        let mut below_slices = true;
+        let mut try_one = |atom: Atom| {
+            if self.selected.contains(&atom) {
+                atoms.insert(atom);
+            }
+        };
+        let mut above = cgroups::root_record();
         let mut start = 1;
         while let Some(rest) = path.get(start..)
             && !rest.is_empty()
         {
             let name = rest.split('/').next().unwrap_or(rest);
             let end = start + name.len();
-            if self.paths.contains(&path[..end]) {
-                atoms.insert(Atom::Path(path[..end].to_owned()));
+            try_one(Atom::Path(path[..end].to_owned()));
+            if above.has(Cgroup::SLICES_ONLY) {
+                try_one(Atom::Unit(name.to_owned()));
             }
-            if below_slices && self.units.contains(name) {
-                atoms.insert(Atom::Unit(name.to_owned()));
+            if let Some(uid) = above.user.checked_sub(1) {
+                try_one(Atom::UserUnit(Uid(uid), name.to_owned()));
             }
-            below_slices &= is_slice(name);
+            cgroups::descend(&mut above, name);
             start = end + 1;
         }
         atoms.into_iter().collect()
@@ -148,16 +220,28 @@ impl Identities {
         known.copied().unwrap_or_default()
     }
 
-    /// The identities that match all selectors of a workload that are about its cgroup; `None` if it has none.
-    pub fn matching(&self, selectors: &Match) -> Option<BTreeSet<IdentityId>> {
+    /// The identities that match all selectors of a workload that are about its cgroup and its origin; `None` if it has
+    /// none.
+    pub fn matching(&self, selectors: &Match, facts: &Facts) -> Option<BTreeSet<IdentityId>> {
         let having = |atom| self.having.get(&atom).cloned().unwrap_or_default();
-        let each = Atom::of(selectors).into_iter().map(having);
-        each.reduce(|one, other| &one & &other)
+        let each = Atom::of(selectors, facts).into_iter().map(having);
+        let by_cgroup = each.reduce(|one, other| &one & &other);
+        self.origins.matching(selectors, by_cgroup)
     }
 
     pub fn names(&self) -> &BTreeMap<CgroupName, IdentityId> {
         &self.names
     }
+
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+}
+
+/// The path of a user's service manager.
+fn manager(uid: Uid) -> String {
+    let Uid(uid) = uid;
+    format!("/user.slice/user-{uid}.slice/user@{uid}.service")
 }
 
 fn is_slice(name: &str) -> bool {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use enforcer_common::ids::{BootNs, ExecutableKey, Uid};
 use jiff::Timestamp;
 
+use super::pods::Pods;
 use crate::bundle;
 
 /// What the node knows of the things a bundle names.
@@ -14,11 +14,15 @@ use crate::bundle;
 pub struct Facts {
     /// Whether this tier can follow what is handed on.
     pub forwarding: bool,
-    /// The keys under which the kernel knows a program of this path and digest; several on overlayfs. Missing or
+    /// The keys under which the kernel knows a program of this path and content; several on overlayfs. Missing or
     /// empty if there is no such program or its digest is another.
-    pub executables: BTreeMap<(PathBuf, Option<[u8; 32]>), Vec<ExecutableKey>>,
+    pub executables: BTreeMap<bundle::Executable, Vec<ExecutableKey>>,
     /// The uid of each user name that exists.
     pub users: BTreeMap<String, Uid>,
+    /// The home directories, as beginnings of patterns: see [`home_patterns`](bundle::home_patterns).
+    pub homes: Vec<String>,
+    /// The pods, where something tells of them.
+    pub pods: Option<Pods>,
     /// The addresses of each host name that has any.
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// How wall-clock time becomes boot time.
@@ -28,8 +32,7 @@ pub struct Facts {
 impl Facts {
     /// The keys of a program; one of zeroes, which a task without any has too, is none.
     pub(super) fn executable(&self, program: &bundle::Executable) -> Vec<ExecutableKey> {
-        let key = (program.path.clone(), program.sha256);
-        let known = self.executables.get(&key).into_iter().flatten();
+        let known = self.executables.get(program).into_iter().flatten();
         known
             .copied()
             .filter(|key| *key != ExecutableKey::default())

@@ -10,7 +10,10 @@ mod facts;
 mod grants;
 mod host;
 mod numbering;
+mod origins;
 mod paths;
+mod placed;
+mod pods;
 mod policy;
 mod reachable;
 mod scopes;
@@ -21,7 +24,10 @@ pub use difference::changed;
 pub use error::{CompileError, Names};
 pub use facts::{Clock, Facts, Reserved};
 pub use host::HostTables;
-pub use numbering::{NUMBERED, Numbering};
+pub use numbering::{NUMBERED, Numbering, Slots};
+pub use origins::Relevant;
+pub use placed::Uncovered;
+pub use pods::{Pod, Pods, Projection, SecretFiles, Volume};
 pub use policy::{CredentialInfo, EntitlementInfo, Policy, WatchTree};
 pub use subjects::SubjectSelector;
 
@@ -51,10 +57,11 @@ pub fn compile(
     reserved: &[Reserved],
 ) -> Result<Policy, CompileError> {
     numbering.begin();
+    let (bundle, uncovered) = placed::placed(bundle, facts);
     let bundle = &with_declassified(bundle, facts);
     let credentials = credential_ids(bundle, numbering)?;
     let rights = Rights::of(bundle, facts, reserved, &credentials, numbering)?;
-    let identities = Identities::of(bundle, numbering)?;
+    let identities = Identities::of(bundle, facts, numbering)?;
     let mut scopes = Scopes::default();
     let baseline: Vec<Spec> = bundle
         .baseline
@@ -114,9 +121,14 @@ pub fn compile(
         sockets: sockets(bundle, &credentials),
         variables,
         cgroup_names: identities.names().clone(),
+        roots: identities.origins().roots().clone(),
+        relevant: identities.origins().relevant().clone(),
+        by_origin: identities.origins().combined().clone(),
+        ancestors: identities.origins().slots().clone(),
         watch,
         credential_info: credential_info(bundle, reserved, &credentials, &rights),
         entitlement_info: rights.into_info(),
+        uncovered,
         members,
         identities,
         matcher,
@@ -136,8 +148,7 @@ const DECLASSIFIED: &str = "enforcer-declassified";
 
 /// The bundle with its declassified files as a last credential, if anything is followed here: of two that a file is, the
 /// first counts.
-fn with_declassified(bundle: &Bundle, facts: &Facts) -> Bundle {
-    let mut bundle = bundle.clone();
+fn with_declassified(mut bundle: Bundle, facts: &Facts) -> Bundle {
     let follows = bundle
         .credentials
         .iter()
@@ -261,5 +272,7 @@ fn action(action: bundle::Action) -> verdict::Action {
     match action {
         bundle::Action::Block => verdict::Action::Block,
         bundle::Action::Kill => verdict::Action::Kill,
+        bundle::Action::Freeze => verdict::Action::Freeze,
+        bundle::Action::KillWorkload => verdict::Action::KillWorkload,
     }
 }

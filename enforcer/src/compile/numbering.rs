@@ -7,15 +7,16 @@ use enforcer_common::capacity;
 use enforcer_common::ids::{
     CredentialId, EntitlementId, IdentityId, NameDigest, PortSetId, ScopeId, SubjectId, WatchNode,
 };
-use enforcer_common::tables::Grants;
+use enforcer_common::tables::{AncestorSlot, Grants};
 use enforcer_common::verdict::Verdict;
 
 use sha2::{Digest as _, Sha256};
 
 use super::CompileError;
-use super::cgroups::Atom;
+use super::origins::Meaning;
 use super::paths::Component;
 use super::scopes::{Intervals, Prefix};
+use crate::bundle::Executable;
 
 /// Kinds of things with numbers, besides credentials.
 pub const NUMBERED: usize = capacity::NUMBERED as usize;
@@ -30,11 +31,12 @@ pub struct Numbering {
     last_good: u64,
     credentials: Interner<NameDigest>,
     entitlements: Interner<String>,
-    identities: Interner<Vec<Atom>>,
+    identities: Interner<Meaning>,
     subjects: Interner<Vec<(CredentialId, Grants)>>,
     scopes: Interner<Vec<(Prefix, PortSetId)>>,
     port_sets: Interner<Intervals>,
     nodes: Interner<(WatchNode, Component)>,
+    ancestors: Slots,
 }
 
 impl Default for Numbering {
@@ -49,6 +51,7 @@ impl Default for Numbering {
             scopes: Interner::new("scopes"),
             port_sets: Interner::new("port sets"),
             nodes: Interner::new("parts of paths"),
+            ancestors: Slots::default(),
         }
     }
 }
@@ -120,8 +123,18 @@ impl Numbering {
         number.map(EntitlementId)
     }
 
-    pub(super) fn identity(&mut self, atoms: Vec<Atom>) -> Result<IdentityId, CompileError> {
-        self.identities.number(atoms, self.round).map(IdentityId)
+    pub(super) fn identity(&mut self, meaning: Meaning) -> Result<IdentityId, CompileError> {
+        self.identities.number(meaning, self.round).map(IdentityId)
+    }
+
+    pub(super) fn ancestor(&mut self, program: &Executable) -> Result<u32, CompileError> {
+        self.ancestors.number(selector(program))
+    }
+
+    /// The slots of ancestors, unlike all other numbers used again: what was noted under one that is free is forgotten
+    /// before.
+    pub fn slots(&mut self) -> &mut Slots {
+        &mut self.ancestors
     }
 
     pub(super) fn subject(
@@ -151,10 +164,87 @@ impl Numbering {
     }
 }
 
-fn digest(name: &str) -> NameDigest {
+/// As what a selector of an ancestor is known from one daemon to the next.
+fn selector(program: &Executable) -> NameDigest {
+    let mut text = program.path.as_os_str().as_encoded_bytes().to_vec();
+    for digest in [program.sha256, program.fs_verity] {
+        // No path has that byte; and a digest is there or not.
+        text.extend([0, u8::from(digest.is_some())]);
+        text.extend(digest.iter().flatten());
+    }
+    digest(&text)
+}
+
+fn digest(name: impl AsRef<[u8]>) -> NameDigest {
     let digest = Sha256::digest(name);
     let (words, _) = digest.as_chunks::<8>();
     NameDigest([0, 1].map(|index| u64::from_ne_bytes(words[index])))
+}
+
+/// What each slot stands for.
+#[derive(Clone, Debug)]
+pub struct Slots([AncestorSlot; capacity::ANCESTOR_SLOTS as usize]);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self([AncestorSlot::default(); capacity::ANCESTOR_SLOTS as usize])
+    }
+}
+
+impl Slots {
+    fn number(&mut self, selector: NameDigest) -> Result<u32, CompileError> {
+        let slots = || self.0.iter().map(|slot| slot.selector);
+        let free = NameDigest::default();
+        let known = slots().position(|it| it == selector);
+        let Some(slot) = known.or_else(|| slots().position(|it| it == free)) else {
+            return Err(CompileError::Capacity {
+                table: "ancestors",
+                got: self.0.len() / 2 + 1,
+                allowed: self.0.len() / 2,
+            });
+        };
+        self.0[slot].selector = selector;
+        Ok(slot as u32)
+    }
+
+    /// All of them, by number.
+    pub fn all(&mut self) -> &mut [AncestorSlot] {
+        &mut self.0
+    }
+
+    /// Frees those that are not among these bits.
+    pub fn keep(&mut self, bits: u64) {
+        for (slot, number) in self.0.iter_mut().zip(0..) {
+            if bits >> number & 1 == 0 {
+                *slot = AncestorSlot::default();
+            }
+        }
+    }
+
+    /// Those that are not free, a bit for each.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.having(|slot| slot.selector != NameDigest::default())
+    }
+
+    /// Of these bits the descendants are all known.
+    pub fn complete(&mut self, bits: u64) {
+        for (slot, number) in self.0.iter_mut().zip(0..) {
+            slot.complete |= bits >> number & 1;
+        }
+    }
+
+    fn having(&self, is: impl Fn(&AncestorSlot) -> bool) -> u64 {
+        let slots = self.0.iter().zip(0..);
+        let slots = slots.filter(|(slot, _)| is(slot));
+        slots.fold(0, |all, (_, number)| all | 1 << number)
+    }
+
+    /// Of these bits, those of whose descendants only some are known: who ran before has not been looked at.
+    #[must_use]
+    pub fn incomplete(&self, bits: u64) -> u64 {
+        bits & self.having(|slot| slot.complete == 0)
+    }
 }
 
 /// Gives each key its number.
@@ -213,5 +303,21 @@ mod tests {
         interner.last = Verdict::ID_MAX;
         let error = interner.number('a', 1).expect_err("none left");
         assert!(matches!(error, CompileError::Exhausted { what: "letters" }));
+    }
+
+    #[test]
+    fn a_slot_is_used_again_once_it_is_free() {
+        let mut slots = Slots::default();
+        let name = |number: u64| NameDigest([number + 1, 0]);
+        for number in 0..u64::from(capacity::ANCESTOR_SLOTS) {
+            assert_eq!(u64::from(slots.number(name(number)).expect("free")), number);
+        }
+        assert!(slots.number(name(100)).is_err());
+        assert_eq!(slots.number(name(7)).expect("known"), 7);
+        slots.keep(!(1 << 5));
+        assert_eq!(slots.number(name(100)).expect("free"), 5);
+        slots.complete(1 << 5);
+        assert_eq!(slots.used(), u64::MAX >> 2);
+        assert_eq!(slots.incomplete(0b110_0000), 0b100_0000);
     }
 }

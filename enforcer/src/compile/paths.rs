@@ -179,7 +179,8 @@ fn components(source: &Source) -> Result<Vec<Component>, CompileError> {
             }
             components
         }
-        Source::Endpoint(_) | Source::AbstractSocket(_) | Source::Environment(_) => Vec::new(),
+        // These are no paths, or have been placed.
+        _ => Vec::new(),
     })
 }
 

@@ -1,21 +1,24 @@
 //! What the tables shall say, and how to speak of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use enforcer_common::capacity;
 use enforcer_common::facts::Task;
-use enforcer_common::ids::{CredentialId, EntitlementId, IdentityId, PortSetId, WatchNode};
+use enforcer_common::ids::{
+    CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, PortSetId, WatchNode,
+};
+use enforcer_common::origin::{self, Origins};
 use enforcer_common::tables::{
-    Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, PortKey, ScopeKey, SocketName,
-    Subject, SubjectKey,
+    self, Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, OriginKey, PortKey,
+    RelevantKey, ScopeKey, SocketName, Subject, SubjectKey,
 };
 use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
 use super::cgroups::Identities;
 use super::sources::Matcher;
-use super::{CompileError, SubjectSelector};
-use crate::bundle::{Approval, Source};
+use super::{CompileError, Relevant, SubjectSelector, Uncovered};
+use crate::bundle::{Approval, Executable, Source};
 
 /// A bundle compiled for this node: the whole content of the kernel's tables.
 #[derive(Clone, Debug)]
@@ -40,12 +43,22 @@ pub struct Policy {
     pub variables: BTreeMap<String, CredentialId>,
     /// What cgroups of these paths and unit names mean.
     pub cgroup_names: BTreeMap<CgroupName, IdentityId>,
+    /// Programs at which a tree of processes has its root, with the slots of the ancestors that they are.
+    pub roots: BTreeMap<ExecutableKey, u64>,
+    /// In cgroups of which meaning it matters where a process comes from.
+    pub relevant: BTreeMap<IdentityId, Relevant>,
+    /// What a task is there, by the bits of its origin.
+    pub by_origin: BTreeMap<(IdentityId, u64), IdentityId>,
+    /// The slot of each ancestor.
+    pub ancestors: BTreeMap<Executable, u32>,
     /// Paths that become credentials when they appear.
     pub watch: WatchTree,
     /// What to say of each credential.
     pub credential_info: BTreeMap<CredentialId, CredentialInfo>,
     /// What to say of each entitlement.
     pub entitlement_info: BTreeMap<EntitlementId, EntitlementInfo>,
+    /// Sources of which something is not protected here.
+    pub uncovered: Vec<Uncovered>,
     pub(super) members: BTreeMap<SubjectSelector, Vec<String>>,
     pub(super) identities: Identities,
     pub(super) matcher: Matcher,
@@ -118,6 +131,29 @@ impl Policy {
         self.identities.identity_of(path)
     }
 
+    /// What a task is in a cgroup that means `identity`, given the bits of its origin.
+    #[must_use]
+    pub fn with_origin(&self, identity: IdentityId, origin: u64) -> IdentityId {
+        origin::identity(self, Generation(0), identity, || origin)
+    }
+
+    /// The origin of who descends from programs at these paths, and is interactive or not.
+    #[must_use]
+    pub fn origin(&self, ancestors: &[PathBuf], interactive: bool) -> u64 {
+        let of = |(program, slot): (&Executable, &u32)| {
+            ancestors.contains(&program.path).then_some(1 << slot)
+        };
+        let bits = self.ancestors.iter().filter_map(of);
+        let who = if interactive { origin::INTERACTIVE } else { 0 };
+        bits.fold(who, |all, bit| all | bit)
+    }
+
+    /// The slots of all its ancestors, a bit for each.
+    #[must_use]
+    pub fn slots(&self) -> u64 {
+        self.ancestors.values().fold(0, |all, slot| all | 1 << slot)
+    }
+
     /// What a file at `path` is: the first credential in the bundle's order that has a source there. Exact, where
     /// the kernel's patterns may be wider.
     #[must_use]
@@ -133,6 +169,16 @@ impl Policy {
             .flatten()
             .map(String::as_str)
             .collect()
+    }
+
+    /// The one of them that an answer is about: the entitlement's, if `task` belongs to that.
+    #[must_use]
+    pub fn workload_of(&self, task: &Task, entitlement: Option<&EntitlementInfo>) -> Option<&str> {
+        let all = self.workloads_of(task);
+        entitlement
+            .and_then(|it| all.get(it.workload.as_str()))
+            .or_else(|| all.first())
+            .copied()
     }
 
     /// Whether it fits into the kernel's tables, most of which hold two bundles during a swap.
@@ -167,6 +213,22 @@ impl Policy {
                 self.cgroup_names.len(),
                 capacity::CGROUP_NAMES,
             ),
+            ("ancestors' programs", self.roots.len(), capacity::ANCESTORS),
+            (
+                "kinds of cgroups where origins matter",
+                self.relevant.len(),
+                capacity::RELEVANT / 2,
+            ),
+            (
+                "combinations of cgroups and origins",
+                self.by_origin.len(),
+                capacity::ORIGIN_IDENTITIES / 2,
+            ),
+            (
+                "ancestors",
+                self.ancestors.len(),
+                capacity::ANCESTOR_SLOTS / 2,
+            ),
             (
                 "path components",
                 self.watch.children.len(),
@@ -190,5 +252,21 @@ impl Policy {
             }
         }
         Ok(())
+    }
+}
+
+/// The same in every generation.
+impl Origins for Policy {
+    fn relevant(&self, key: &RelevantKey) -> Option<tables::Relevant> {
+        let Relevant { mask, otherwise } = *self.relevant.get(&key.identity())?;
+        Some(tables::Relevant {
+            mask,
+            otherwise,
+            reserved: 0,
+        })
+    }
+
+    fn combined(&self, key: &OriginKey) -> Option<IdentityId> {
+        self.by_origin.get(&(key.identity(), key.origin())).copied()
     }
 }

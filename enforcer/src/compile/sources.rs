@@ -55,7 +55,8 @@ impl Matcher {
                         let parts = parts(glob)?;
                         details.push(Detail { position, parts });
                     }
-                    Source::Endpoint(_) | Source::AbstractSocket(_) | Source::Environment(_) => {}
+                    // These are no paths, or have been placed.
+                    _ => {}
                 }
             }
         }

@@ -130,7 +130,7 @@ fn places(selectors: &Match, facts: &Facts, identities: &Identities) -> Vec<Subj
         },
     };
     let identities = identities
-        .matching(selectors)
+        .matching(selectors, facts)
         .unwrap_or_else(|| BTreeSet::from([IdentityId(0)]));
     identities
         .into_iter()

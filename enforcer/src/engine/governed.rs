@@ -10,7 +10,6 @@ use enforcer_governance::held::Numbers;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::status::state;
 use super::{Engine, Error};
 use crate::bundle::Mode;
 use crate::fanotify::{Rules, Snapshot};
@@ -114,18 +113,12 @@ impl Engine {
     /// What governance is told of this node.
     pub fn node_status(&self) -> NodeStatus {
         let requested = self.issued().map(|it| it.defaults.mode);
-        let monitoring = requested == Some(Mode::Monitor);
         let word = |mode| match mode {
             Mode::Enforce => "enforce",
             Mode::Monitor => "monitor",
         };
         NodeStatus {
-            state: state(
-                &self.proven,
-                self.has_issued(),
-                monitoring,
-                self.loaded.tier,
-            ),
+            state: self.state(),
             tier: self.loaded.tier.name().to_owned(),
             requested_mode: requested.map_or("", word).to_owned(),
             effective_mode: match (&self.proven, requested) {

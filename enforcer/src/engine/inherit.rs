@@ -2,7 +2,7 @@
 
 use aya::Ebpf;
 use enforcer_common::ids::Generation;
-use enforcer_common::tables;
+use enforcer_common::tables::{self, Origin};
 use serde_json::json;
 
 use super::numbers::Numbers;
@@ -37,9 +37,13 @@ impl Inheritance {
             let bundle: tables::Bundle = maps.at("BUNDLES", found.generation.0 & 1)?;
             found.degraded = bundle.degraded != 0;
         } else if let Some(left) = loaded.left()?.into_iter().next() {
-            match legacy::credentials(&left) {
-                Ok(credentials) => {
-                    found.numbers.numbering.resume(credentials, [0; NUMBERED]);
+            match legacy::credentials(&left).and_then(|it| Ok((it, legacy::slots(&left)?))) {
+                Ok((credentials, slots)) => {
+                    let numbering = &mut found.numbers.numbering;
+                    numbering.resume(credentials, [0; NUMBERED]);
+                    for (own, slot) in numbering.slots().all().iter_mut().zip(slots) {
+                        *own = slot;
+                    }
                     found.left = Some(left);
                 }
                 Err(error) => not_known(&error),
@@ -61,7 +65,7 @@ impl Engine {
     /// This daemon's bundle is in force: what daemons of other builds left is not needed any more.
     pub(super) fn succeed(&mut self) {
         if let Some(left) = self.left.take() {
-            match copy(&left, &self.loaded.ebpf) {
+            match copy(&left, &mut self.loaded.ebpf) {
                 Ok((count, lost)) => self.log.write(
                     "taken-over",
                     json!({"generation": null, "holdings": count, "lost": lost}),
@@ -78,7 +82,13 @@ impl Engine {
     }
 }
 
-fn copy(left: &Set, ebpf: &Ebpf) -> Result<(usize, usize), Error> {
+fn copy(left: &Set, ebpf: &mut Ebpf) -> Result<(usize, usize), Error> {
+    let mut maps = Maps(ebpf);
+    for (process, origin) in legacy::origins(left)? {
+        let known: Option<Origin> = maps.get("ORIGINS", &process)?;
+        let both = Origin::from_bits(origin.bits() | known.unwrap_or_default().bits());
+        maps.put("ORIGINS", process, both)?;
+    }
     let mut holders = Holders::new(ebpf)?;
     Ok(legacy::holders(left, &mut holders)?)
 }

@@ -20,6 +20,7 @@ impl Engine {
     pub(super) fn report_losses(&mut self) {
         let nameless = std::mem::take(&mut self.nameless);
         self.unwritten(nameless);
+        let lost = self.lost;
         for ring in Ring::ALL {
             let index = *ring as usize;
             let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
@@ -28,11 +29,31 @@ impl Engine {
             let new = lost - self.lost[index];
             if new > 0 {
                 self.lost[index] = lost;
+                self.log.metrics().lost(ring.name(), new);
                 self.log.write(
                     "lost",
-                    json!({"ring": ring.name(), "count": new, "total": lost}),
+                    json!({"stage": ring.name(), "count": new, "total": lost}),
                 );
             }
+        }
+        let new = |ring: Ring| self.lost[ring as usize] - lost[ring as usize];
+        self.usage_lost(new(Ring::Denials), new(Ring::Uses));
+        self.report_untold();
+    }
+
+    /// Tells of denials that the webhook did not take.
+    fn report_untold(&mut self) {
+        let Some(webhook) = &self.webhook else {
+            return;
+        };
+        let (_, lost) = webhook.counts();
+        let new = lost - std::mem::replace(&mut self.untold, lost);
+        if new > 0 {
+            self.log.metrics().lost("webhook", new);
+            self.log.write(
+                "lost",
+                json!({"stage": "webhook", "count": new, "total": lost}),
+            );
         }
     }
 
@@ -103,10 +124,19 @@ impl Engine {
     /// Tells of records that arrived and will not be written: because the daemon stops, or has no bundle yet.
     pub fn unwritten(&mut self, count: usize) {
         if count > 0 {
+            self.log.metrics().lost("daemon", count as u64);
             self.log.write(
                 "lost",
-                json!({"ring": "daemon", "count": count, "total": count}),
+                json!({"stage": "daemon", "count": count, "total": count}),
             );
         }
+    }
+
+    /// Tells of records that a sink has not delivered and never will.
+    pub fn undelivered(&mut self, sink: &str, count: u64) {
+        self.log.write(
+            "lost",
+            json!({"stage": format!("sink {sink}"), "count": count}),
+        );
     }
 }

@@ -1,34 +1,36 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
+mod apply;
 mod governed;
 mod inherit;
+mod lists;
 mod losses;
+mod marks;
 mod numbers;
+mod origins;
 mod proof;
 mod status;
 mod swap;
+mod told;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
-use enforcer_common::decide;
-use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Use, taken};
-use enforcer_common::ids::{CgroupId, ExecutableKey, Generation, IdentityId, InodeKey, Tgid, Tid};
-use enforcer_common::iterate::HolderRecord;
-use enforcer_common::tables::{Cgroup, Credential, Holder, Versioned};
-use enforcer_common::verdict::Action;
+use enforcer_common::facts::Task;
+use enforcer_common::ids::{ExecutableKey, Generation, IdentityId, Tgid, Tid};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::bundle::{Bundle, Labels, LoadError};
 use crate::canary::{self, Canaries};
-use crate::compile::{CompileError, Facts, HostTables, Policy, compile};
-use crate::fanotify::{self, Places, ReadGate};
+use crate::compile::{CompileError, HostTables, Policy};
+use crate::fanotify::{self, ReadGate};
 use crate::kernel::at_root;
 use crate::kernel::clock::Keeper;
-use crate::kernel::holders::Holders;
+use crate::kernel::fill::Fill;
 use crate::kernel::iterate;
 use crate::kernel::legacy;
 use crate::kernel::load::{self, Loaded};
@@ -37,15 +39,20 @@ use crate::kernel::own::{self, Own};
 use crate::kernel::passed_over::PassedOver;
 use crate::kernel::pins::{self, Set};
 use crate::kernel::rings::Records;
+use crate::kernel::take_over;
 use crate::kernel::tier::Tier;
-use crate::node::files::{Files, Prepared};
+use crate::node::cgroups::Known;
+use crate::node::files::Files;
 use crate::node::mounts::{self, Mount};
 use crate::node::names::Names;
-use crate::node::{dumps, environment, executables, mapped, users};
-use crate::record::{Context, Log};
+use crate::node::{executables, users};
+use crate::record::Log;
+use crate::respond::webhook::Webhook;
+use crate::respond::{Limiter, Responder};
 use inherit::Inheritance;
 use losses::Unaccounted;
 use numbers::Numbers;
+use usage::Uses;
 
 /// Why a bundle was not applied. What was in force stays in force.
 #[derive(Debug, thiserror::Error)]
@@ -99,9 +106,9 @@ pub enum Error {
     /// The read gate cannot be put up.
     #[error("the read gate cannot be put up")]
     ReadGate(#[from] fanotify::Error),
-    /// Who had a credential open cannot be found.
-    #[error("cannot find who had a credential open before the start")]
-    EarlyHolders(#[from] iterate::Error),
+    /// The kernel does not show what runs.
+    #[error("cannot look at the processes that run already")]
+    Processes(#[from] iterate::Error),
     /// The cgroups cannot be listed.
     #[error("cannot list the cgroups")]
     Cgroups(#[source] std::io::Error),
@@ -113,6 +120,8 @@ struct InForce {
     policy: Arc<Policy>,
     generation: Generation,
     executables: BTreeMap<ExecutableKey, PathBuf>,
+    /// Nothing is denied in it, because an operator wants so.
+    monitored: bool,
 }
 
 /// Everything the daemon knows.
@@ -154,6 +163,20 @@ pub struct Engine {
     unaccounted: Unaccounted,
     early_holders: usize,
     mounts: BTreeSet<Mount>,
+    /// An operator wants nothing denied, whatever the bundle says.
+    only_monitored: bool,
+    /// Why that was changed, while the tables do not follow yet.
+    mode_set_because: Option<String>,
+    uses: Uses,
+    responder: Responder,
+    /// Processes killed where no program can.
+    kills: Limiter<u64>,
+    webhook: Option<Webhook>,
+    /// Denials that the webhook did not take, as last told.
+    untold: u64,
+    rings: Vec<Fill>,
+    /// What is known of the cgroups of events.
+    cgroups: Known,
     log: Log,
 }
 
@@ -166,19 +189,21 @@ impl Engine {
         directory: &Path,
         log: Log,
     ) -> Result<Self, Error> {
-        let mut loaded = load::start(options, Tgid(std::process::id()))?;
+        let mut loaded = take_over::start(options, Tgid(std::process::id()))?;
         let own = Own::find(&mut loaded)?;
         let executable = std::env::current_exe().map_err(Error::Executable)?;
         Own::name_heir(&mut loaded.ebpf, Path::new("/proc/self/exe"))?;
         let inheritance = Inheritance::find(&mut loaded)?;
         let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
+        let limit = options.actions_per_minute;
+        let kills = || Limiter::new(limit, limit);
         let (gate, files) = match loaded.tier {
             Tier::Fanotify => {
                 let abilities = fanotify::trial()?;
                 if !abilities.open {
                     return Err(Error::NotGated);
                 }
-                let (gate, marks) = ReadGate::start(&loaded.ebpf, abilities)?;
+                let (gate, marks) = ReadGate::start(&loaded.ebpf, abilities, kills())?;
                 (Some(gate), Files::with_marks(marks))
             }
             Tier::Lsm | Tier::ModifyReturn => (None, Files::default()),
@@ -210,8 +235,26 @@ impl Engine {
             unaccounted: Unaccounted::default(),
             early_holders: 0,
             mounts: BTreeSet::new(),
+            only_monitored: false,
+            mode_set_because: None,
+            uses: Uses::default(),
+            responder: Responder::new(limit),
+            kills: kills(),
+            webhook: None,
+            untold: 0,
+            rings: Vec::new(),
+            cgroups: Known::default(),
             log,
         };
+        engine.log.write(
+            "started",
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "pid": std::process::id(),
+                "tier": engine.loaded.tier,
+                "takenOver": engine.loaded.taken_over(),
+            }),
+        );
         if engine.loaded.taken_over() {
             engine.take_over()?;
         }
@@ -230,9 +273,29 @@ impl Engine {
         }
     }
 
+    /// Tells this one of each denial from now on.
+    pub fn tell_denials_to(&mut self, webhook: Webhook) {
+        self.webhook = Some(webhook);
+    }
+
+    /// Tells from now on how full these are.
+    pub fn watch_rings(&mut self, rings: Vec<Fill>) {
+        self.rings = rings;
+    }
+
     /// Where the bundle is read from, unless governance brings it.
     pub fn source(&self) -> Option<&Path> {
         self.source.as_deref()
+    }
+
+    /// Reads the bundle from there, the next time it is read.
+    pub fn read_bundle_from(&mut self, source: PathBuf) {
+        self.source = Some(source);
+    }
+
+    /// Where records go.
+    pub fn log(&self) -> &Log {
+        &self.log
     }
 
     /// The executables the bundle in force selects by, and the daemon's own.
@@ -241,15 +304,14 @@ impl Engine {
             .in_force
             .iter()
             .flat_map(|it| executables::selected(&it.bundle));
-        let selected = selected.map(|(path, _)| path);
+        let selected = selected.map(|program| program.path);
         selected.chain([self.executable.clone()]).collect()
     }
 
     /// From now on the known locations of credentials are denied as long as there is no bundle.
-    pub fn require_bundle(&mut self) -> Result<(), Error> {
-        let known = crate::bundle::known().map_err(LoadError::Mistakes)?;
-        self.known = Some(Arc::new(known));
-        Ok(())
+    pub fn require_bundle(&mut self) {
+        let homes = crate::bundle::home_patterns(&users::homes());
+        self.known = Some(Arc::new(crate::bundle::known(&homes)));
     }
 
     /// Whether this is what stands in for a bundle.
@@ -287,362 +349,12 @@ impl Engine {
         changed || places.any(|place| !files.is_watched(&mut self.loaded.ebpf, place))
     }
 
-    /// Reads the bundle again and applies it, whole or not at all.
-    pub async fn reload(&mut self) {
-        let Some(source) = self.source.clone() else {
-            self.reapply().await;
-            return self.stand_in().await;
-        };
-        let result = match crate::bundle::load(&source) {
-            Ok(mut bundle) => {
-                bundle.keep_for(&self.labels);
-                self.apply(Arc::new(bundle)).await
-            }
-            Err(error) => Err(Error::Bundle(error)),
-        };
-        match result {
-            Ok(()) => self.refused = None,
-            Err(error) => {
-                let reason = crate::chain(&error);
-                tracing::error!(bundle = %source.display(), "the bundle is refused, what was in force stays: {reason}");
-                self.log.write("bundle-refused", json!({"reason": reason}));
-                self.refused = Some(reason);
-                self.stand_in().await;
-            }
-        }
-    }
-
-    /// Denies the known locations, if a bundle is required and there is none.
-    async fn stand_in(&mut self) {
-        let (None, Some(known)) = (&self.in_force, self.known.clone()) else {
-            return;
-        };
-        if self.generation != Generation(0) {
-            // What another daemon put in force holds.
-            return;
-        }
-        match self.apply(known).await {
-            Ok(()) => {
-                tracing::warn!(
-                    "there is no bundle: known locations of credentials are denied to everybody"
-                );
-            }
-            Err(error) => {
-                let reason = crate::chain(&error);
-                tracing::error!(
-                    "there is no bundle, and known locations of credentials cannot be denied: {reason}"
-                );
-            }
-        }
-    }
-
-    /// Applies the bundle in force again, because something on the node changed.
-    pub async fn reapply(&mut self) {
-        let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
-            return;
-        };
-        if let Err(error) = self.apply(bundle).await {
-            tracing::error!(
-                "the tables could not be brought up to date: {}",
-                crate::chain(&error)
-            );
-        }
-    }
-
-    async fn apply(&mut self, bundle: Arc<Bundle>) -> Result<(), Error> {
-        if let Some(in_force) = &self.in_force {
-            let (old, new) = (&in_force.bundle.metadata, &bundle.metadata);
-            if new.issuer == old.issuer && new.version < old.version {
-                return Err(Error::Older {
-                    got: new.version,
-                    in_force: old.version,
-                });
-            }
-        }
-        // The addresses of the names in the bundle in force are looked up each second anyway.
-        if self
-            .in_force
-            .as_ref()
-            .is_none_or(|it| it.bundle.digest != bundle.digest)
-        {
-            self.names.refresh(&bundle).await;
-        }
-        if let Err(error) = Own::name_heir(&mut self.loaded.ebpf, &self.executable) {
-            // It is being replaced, perhaps.
-            tracing::debug!(error = %crate::chain(&error), "the daemon's executable may not take over");
-        }
-        let facts = Facts {
-            forwarding: self.loaded.tier != Tier::Fanotify,
-            executables: executables::look(&mut self.loaded.ebpf, &bundle),
-            users: users::users(),
-            hosts: self.names.hosts(),
-            clock: self.clock.clock(),
-        };
-        let policy = Arc::new(compile(
-            &bundle,
-            &facts,
-            &mut self.numbers.numbering,
-            &self.canaries.reserved(),
-        )?);
-        let next = self.numbers.next(self.generation);
-        self.numbers.keep(&mut self.loaded.ebpf)?;
-        let old = self.in_force.take();
-        let swapped = self.swap(old.as_ref().map(|it| &*it.policy), &policy, next);
-        if let Err(error) = swapped {
-            // Without an old policy nobody knows what of the tables is in force.
-            let swept = old.as_ref().map_or(Ok(()), |it| self.sweep(&it.policy));
-            if let Err(error) = swept {
-                tracing::error!(
-                    "what was written of a bundle that does not fit stays in the tables: {}",
-                    crate::chain(&error)
-                );
-            }
-            self.in_force = old;
-            return Err(error);
-        }
-        let known = self.is_known(&bundle);
-        let first = old
-            .as_ref()
-            .is_none_or(|it| self.is_known(&it.bundle) && !known);
-        let new_bundle = old.is_none_or(|it| it.bundle.digest != bundle.digest);
-        if first {
-            // The bundle is in force whatever comes of this.
-            match self.find_early_holders(&policy) {
-                Ok(count) => self.early_holders = count,
-                Err(error) => tracing::error!(
-                    "processes that had a credential open before the start are not all holders: {}",
-                    crate::chain(&error)
-                ),
-            }
-        }
-        self.succeed();
-        if new_bundle {
-            self.log.write(
-                if known { "no-bundle" } else { "bundle-applied" },
-                json!({
-                    "bundle": bundle.metadata.version,
-                    "issuer": bundle.metadata.issuer,
-                    "files": self.files.count(),
-                    "earlyHolders": self.early_holders,
-                    "notGated": self.not_gated(&policy),
-                }),
-            );
-        }
-        self.in_force = Some(InForce {
-            bundle,
-            policy,
-            generation: next,
-            executables: facts
-                .executables
-                .into_iter()
-                .flat_map(|((path, _), keys)| keys.into_iter().map(move |key| (key, path.clone())))
-                .collect(),
-        });
-        Ok(())
-    }
-
-    /// The canaries' files are marked like any other.
-    fn mark_canaries(&mut self, policy: &Policy) {
-        let Some(marks) = self.files.marks() else {
-            return;
-        };
-        for (key, _, path) in self.canaries.files(policy) {
-            match std::fs::File::open(path) {
-                Ok(file) => marks.file(&file, key, path),
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "a canary is gone");
-                }
-            }
-        }
-    }
-
-    /// What the read gate is to know of the files.
-    fn places(&self, policy: &Policy, prepared: Option<&Prepared>) -> Places {
-        let mut places = self.files.places(prepared);
-        let canaries = self.canaries.files(policy);
-        places.files.extend(canaries.map(|(key, id, _)| (key, id)));
-        places
-    }
-
-    fn unmark(&mut self, policy: &Policy) {
-        let canaries: Vec<InodeKey> = self.canaries.files(policy).map(|it| it.0).collect();
-        self.files.unmark(&canaries);
-    }
-
-    /// Makes sure, where reads are gated by marks, that all are in place and the gate knows of them.
-    pub fn reconcile(&mut self) {
-        let Some(policy) = self.in_force.as_ref().map(|it| it.policy.clone()) else {
-            return;
-        };
-        if self.gate.is_none() {
-            return;
-        }
-        if let Err(error) = self.files.reconcile(&mut self.loaded.ebpf, &policy) {
-            tracing::error!(
-                "the marks could not be brought up to date: {}",
-                crate::chain(&error)
-            );
-        }
-        self.mark_canaries(&policy);
-        self.unmark(&policy);
-        self.publish_places(&policy);
-    }
-
-    fn publish_places(&self, policy: &Policy) {
-        if let Some(gate) = &self.gate {
-            gate.publish_places(self.places(policy, None));
-        }
-    }
-
-    /// Makes holders of the processes that had a credential open, mapped or in their environment before the gates
-    /// stood, and of their workload instances. Returns how many processes.
-    fn find_early_holders(&mut self, policy: &Policy) -> Result<usize, Error> {
-        let mut found: BTreeSet<Tgid> = BTreeSet::new();
-        let tables = HostTables::new(policy, self.generation);
-        let mut holders = Holders::new(&self.loaded.ebpf)?;
-        let mut early = iterate::holders(&self.loaded.ebpf)?;
-        let mapped = mapped::holding(self.files.protected()).into_iter();
-        for (tgid, credential) in mapped.chain(environment::holding(&policy.variables)) {
-            // The leader has the process's id.
-            let leader = iterate::thread(&mut self.loaded.ebpf, Tid(tgid.0))?;
-            early.extend(leader.map(|leader| HolderRecord {
-                task: leader.task,
-                credential,
-                reserved: 0,
-            }));
-        }
-        for HolderRecord {
-            task, credential, ..
-        } in early
-        {
-            let now = crate::kernel::clock::boot_now();
-            if decide::read(&tables, now, &task, credential).trusted() {
-                continue;
-            }
-            let flags = Credential::default();
-            if holders.record(&task, credential, flags).is_err() {
-                tracing::error!(
-                    pid = task.tgid.0,
-                    "a process that had a credential open before the start could not be recorded: the table of holders is full"
-                );
-            }
-            if !Path::new(&format!("/proc/{}", task.tgid.0)).exists() {
-                // It ended before it was recorded, so nothing else would take it out.
-                holders.forget(Holder::process(task.tgid, task.start));
-            }
-            found.insert(task.tgid);
-        }
-        Ok(found.len())
-    }
-
-    /// Writes the event of a use.
-    pub fn used(&mut self, record: &Use) {
-        let Some(in_force) = &self.in_force else {
-            // It was decided by what an earlier daemon put in force, and nobody knows the names.
-            self.nameless += 1;
-            return;
-        };
-        let credential = in_force.policy.credential_info.get(&record.credential);
-        if credential.is_some_and(|it| canary::is_canary(&it.id)) {
-            return;
-        }
-        let is_holder = record.kind == Kind::Read as u8 && record.reason == 0;
-        if is_holder
-            && record.trusted == 0
-            && let Err(error) = dumps::forbid(record.task.tgid)
-        {
-            tracing::debug!(pid = record.task.tgid.0, %error, "core dumps of a holder stay as they are");
-        }
-        let mut record = *record;
-        if self.gate.is_some() && refused_without_signal(&record) {
-            // The programs of this tier cannot send signals: the call was refused, the process goes now.
-            let ebpf = &mut self.loaded.ebpf;
-            let look = || iterate::thread(ebpf, record.tid).ok().flatten();
-            match fanotify::kill(&record.task, look) {
-                Ok(()) => record.taken = taken::KILLED,
-                Err(error) => {
-                    tracing::warn!(pid = record.task.tgid.0, %error, "a process that was to be killed was only refused");
-                }
-            }
-        }
-        let context = Context {
-            policy: &in_force.policy,
-            version: in_force.bundle.metadata.version,
-            path_of: &|key: &InodeKey| self.files.path_of(key).map(PathBuf::from),
-            executables: &in_force.executables,
-            host_of: &|address| self.names.host_of(address),
-            wall: &|boot| self.clock.wall(boot),
-            tier: self.loaded.tier,
-        };
-        self.log.write_use(&record, &context);
-    }
-
-    /// Acts on a notice.
-    pub fn noticed(&mut self, notice: &Notice) {
-        let end = notice.name.iter().position(|byte| *byte == 0);
-        let name = &notice.name[..end.unwrap_or(notice.name.len())];
-        let result = match NoticeKind::from_u8(notice.kind as u8) {
-            Some(NoticeKind::Appeared) => self.appeared(notice, name),
-            Some(NoticeKind::CgroupCreated) => {
-                self.cgroup_created(notice.cgroup, &String::from_utf8_lossy(name))
-            }
-            Some(NoticeKind::TableFull) => {
-                self.table_full += 1;
-                Ok(())
-            }
-            Some(NoticeKind::CgroupRemoved) | None => Ok(()),
-        };
-        if let Err(error) = result {
-            tracing::error!(
-                "a notice of the kernel could not be acted on: {}",
-                crate::chain(&error)
-            );
-        }
-    }
-
-    fn appeared(&mut self, notice: &Notice, name: &[u8]) -> Result<(), Error> {
-        let Some(in_force) = &self.in_force else {
-            return Ok(());
-        };
-        let policy = in_force.policy.clone();
-        let ebpf = &mut self.loaded.ebpf;
-        if self.gate.is_none() {
-            self.files
-                .appeared(ebpf, &policy, &notice.directory, notice.file, name)?;
-            return Ok(());
-        }
-        let changed = self
-            .files
-            .arrived(ebpf, &policy, &notice.directory, notice.file, name)?;
-        if changed {
-            self.publish_places(&policy);
-        }
-        Ok(())
-    }
-
-    /// The kernel classified the cgroup by its own name; this says exactly what it means where names nest.
-    fn cgroup_created(&mut self, id: CgroupId, path: &str) -> Result<(), Error> {
-        let Some(in_force) = &self.in_force else {
-            return Ok(());
-        };
-        let exact = in_force.policy.identity_of(path);
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let known: Option<Cgroup> = maps.get("CGROUPS", &id)?;
-        if let Some(mut cgroup) = known
-            && cgroup.identity.at(in_force.generation) != exact
-        {
-            cgroup.identity = Versioned::constant(exact);
-            maps.put("CGROUPS", id, cgroup)?;
-        }
-        Ok(())
-    }
-
     /// Looks after what time changes: names, the clock, and losses to report.
     pub async fn tick(&mut self) {
-        self.log.settle();
         self.report_losses();
         self.report_passed_over();
         self.report_full_tables();
+        self.look_after_usage();
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };
@@ -656,14 +368,14 @@ impl Engine {
         }
     }
 
-    /// What the decision would be for a task, see [`crate::control::Question`].
-    pub fn explain(&self, question: &crate::control::Question) -> Value {
+    /// What the decision would be for a task.
+    pub fn explain(&self, question: &crate::explain::Question) -> Value {
         let Some(in_force) = &self.in_force else {
             return json!({"error": "no bundle is in force"});
         };
         let mut tables = HostTables::new(&in_force.policy, in_force.generation);
         tables.set_fresh_until(self.fresh_until());
-        crate::control::explain(question, &in_force.policy, &in_force.bundle, tables)
+        crate::explain::explain(question, &in_force.policy, &in_force.bundle, tables)
     }
 
     /// Captures the executable that a question is about.
@@ -674,11 +386,19 @@ impl Engine {
         crate::kernel::capture::capture(&mut self.loaded.ebpf, path).map(|(keys, _)| keys[0])
     }
 
-    /// What a cgroup of this path means in the bundle in force.
-    pub fn identity_of(&self, path: &str) -> IdentityId {
-        self.in_force
-            .as_ref()
-            .map_or(IdentityId(0), |it| it.policy.identity_of(path))
+    /// What a task in a cgroup of this path is in the bundle in force, if it descends from these programs and is
+    /// interactive or not.
+    pub fn identity_of(&self, path: &str, ancestors: &[PathBuf], interactive: bool) -> IdentityId {
+        self.in_force.as_ref().map_or(IdentityId(0), |it| {
+            let origin = it.policy.origin(ancestors, interactive);
+            it.policy.with_origin(it.policy.identity_of(path), origin)
+        })
+    }
+
+    /// The facts of a process, as the kernel has them; `None` if there is no such process.
+    pub fn task_of(&mut self, pid: u32) -> Result<Option<Task>, iterate::Error> {
+        let record = iterate::thread(&mut self.loaded.ebpf, Tid(pid))?;
+        Ok(record.map(|it| it.task))
     }
 
     /// Leaves the programs to the next daemon, and says goodbye in the event log.
@@ -690,6 +410,7 @@ impl Engine {
             );
         }
         self.report_losses();
+        self.report_usage();
         let stays = self.loaded.pinned.is_some();
         if stays {
             tracing::info!(
@@ -697,16 +418,6 @@ impl Engine {
             );
         }
         self.log.write("stopped", json!({"stillEnforced": stays}));
+        self.log.close();
     }
-}
-
-/// Whether a cgroup program refused a call of a process that should be killed for it.
-fn refused_without_signal(record: &Use) -> bool {
-    let gate = Gate::from_u8(record.gate);
-    record.taken == taken::REFUSED
-        && Action::from_u8(record.action) == Some(Action::Kill)
-        && matches!(
-            gate,
-            Some(Gate::CgroupConnect | Gate::CgroupSendmsg | Gate::SocketCreate)
-        )
 }

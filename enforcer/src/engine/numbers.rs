@@ -27,6 +27,9 @@ impl Numbers {
             *number = maps.at("LAST_NUMBERS", index)?;
         }
         self.numbering.resume(credentials, last);
+        for (slot, index) in self.numbering.slots().all().iter_mut().zip(0..) {
+            *slot = maps.at("ANCESTOR_SLOTS", index)?;
+        }
         self.last = maps.at("LAST_NUMBERS", GENERATION)?;
         Ok(())
     }
@@ -46,6 +49,9 @@ impl Numbers {
             maps.set("LAST_NUMBERS", index, number)?;
         }
         maps.set("LAST_NUMBERS", GENERATION, self.last.0)?;
+        for (slot, index) in self.numbering.slots().all().iter().zip(0..) {
+            maps.set("ANCESTOR_SLOTS", index, *slot)?;
+        }
         let mut last = self.kept;
         for (name, number) in self.numbering.credentials() {
             if number > self.kept {

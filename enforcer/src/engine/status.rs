@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use enforcer_common::capacity;
 use enforcer_common::event::Ring;
 use enforcer_common::ids::{CgroupId, CredentialId, IdentityId, InodeKey, WatchNode};
 use enforcer_common::tables::{
@@ -9,24 +10,57 @@ use enforcer_common::tables::{
     SocketRecord, Subject, SubjectKey, Versioned, Watch,
 };
 use enforcer_common::watch::Node;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Engine;
 use crate::bundle::{Mode, Source};
 use crate::compile::Policy;
+use crate::kernel::clock::boot_now;
 use crate::kernel::maps::{self, Maps};
 use crate::kernel::tier::Tier;
+use crate::serve::metrics::Measured;
 
 impl Engine {
-    /// What `enforcer status` says.
-    pub fn status(&mut self) -> Value {
+    /// The word for how things are.
+    pub(super) fn state(&self) -> String {
         let monitoring = self
             .in_force
             .as_ref()
-            .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor);
+            .is_some_and(|it| it.bundle.defaults.mode == Mode::Monitor || it.monitored);
+        state(
+            &self.proven,
+            self.has_issued(),
+            monitoring,
+            self.loaded.tier,
+        )
+    }
+
+    /// The same with the bundle's version and what is wrong, in one line.
+    pub fn state_line(&self) -> String {
+        let mut line = self.state();
+        if let Some(bundle) = self.issued() {
+            line.push_str(&format!(", bundle version {}", bundle.metadata.version));
+        }
+        for wrong in self.proven.as_ref().err().into_iter().chain(&self.refused) {
+            line.push_str(&format!("; {}", wrong.replace('\n', " ")));
+        }
+        line
+    }
+
+    /// Whether the bundle has ended, or the time for which governance said that there is nothing newer.
+    fn is_stale(&self) -> bool {
+        let expires_at = self.issued().and_then(|it| it.metadata.expires_at);
+        let ends = self.clock.clock().until(expires_at);
+        boot_now() >= ends.min(self.fresh_until())
+    }
+
+    /// What `enforcer status` says.
+    pub fn status(&mut self) -> Value {
         let proven = &self.proven;
         json!({
-            "state": state(proven, self.has_issued(), monitoring, self.loaded.tier),
+            "state": self.state(),
+            "stale": self.is_stale(),
             "knownLocations": match (&self.in_force, self.issued(), proven) {
                 (Some(_), None, Ok(())) => Some("denied, until there is a bundle"),
                 (Some(_), None, Err(_)) => Some("not proven to be denied"),
@@ -53,9 +87,60 @@ impl Engine {
             "unaccounted": self.unaccounted,
             "passedOver": self.passed_over.totals(),
             "notCovered": self.not_covered(),
+            "uncoveredSources": self.in_force.as_ref().map(|it| uncovered(&it.policy)),
             "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
         })
+    }
+
+    /// Whether a bundle is in force that is not stale, and the canaries are refused.
+    pub fn is_ready(&self) -> bool {
+        let state = self.state();
+        (state.starts_with("enforcing/") || state == "monitoring") && !self.is_stale()
+    }
+
+    /// What there is to measure now.
+    pub fn measured(&mut self) -> Measured {
+        let seconds = |at: Timestamp| at.as_second();
+        let metadata = self.issued().map(|it| it.metadata.clone());
+        let (issued, expires) = match &metadata {
+            Some(it) => (
+                it.issued_at.map_or(0, seconds),
+                it.expires_at.map_or(0, seconds),
+            ),
+            None => (0, 0),
+        };
+        let counts = self.count_tables().unwrap_or_default();
+        let tables = counts.into_iter().filter_map(|(table, entries)| {
+            let room = match table {
+                "holders" => self.loaded.ebpf.map("HOLDERS").and_then(room_of)?,
+                "cgroups" => self.loaded.ebpf.map("CGROUPS").and_then(room_of)?,
+                "files" => self.loaded.ebpf.map("FILES").and_then(room_of)?,
+                "watches" => self.loaded.ebpf.map("WATCHES").and_then(room_of)?,
+                "credentials" => i64::from(capacity::CREDENTIALS),
+                "subjects" => i64::from(capacity::SUBJECTS),
+                "grants" => i64::from(capacity::GRANTS),
+                _ => return None,
+            };
+            Some((table, entries as i64, room))
+        });
+        let tables = tables.collect();
+        Measured {
+            state: self.state(),
+            version: metadata.map_or(0, |it| it.version as i64),
+            issued,
+            expires,
+            stale: self.is_stale(),
+            gates: self.own.count() as i64,
+            files: self.files.count() as i64,
+            sequence: self.log.reader().head().sequence as i64,
+            tables,
+            rings: (self.rings.iter())
+                .map(|it| (it.name, it.bytes() as i64, it.capacity as i64))
+                .collect(),
+            uses: self.uses_of_entitlements(),
+            told: self.webhook.as_ref().map(|it| it.counts()),
+        }
     }
 
     /// How many entries each table of the kernel has; those that change with the node's life, and those that only
@@ -146,6 +231,21 @@ impl Engine {
             "withoutDaemon": "reads go on",
         }))
     }
+}
+
+/// The most entries that a table of the kernel can have.
+fn room_of(map: &aya::maps::Map) -> Option<i64> {
+    let aya::maps::Map::HashMap(map) = map else {
+        return None;
+    };
+    Some(map.info().ok()?.max_entries().into())
+}
+
+/// The sources of which something is not protected here, a line for each.
+fn uncovered(policy: &Policy) -> Vec<String> {
+    let all = policy.uncovered.iter();
+    all.map(|it| format!("{}: {}: {}", it.credential, it.source, it.reason))
+        .collect()
 }
 
 /// [`NOT_COVERED`], and what comes to it on the `modify-return` tier.

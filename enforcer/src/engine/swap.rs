@@ -29,6 +29,7 @@ impl Engine {
         next: Generation,
     ) -> Result<(), Error> {
         self.write_cgroups(old, new, next)?;
+        self.write_origins(new, next)?;
         let mut maps = Maps(&mut self.loaded.ebpf);
         for (id, credential) in &new.credentials {
             maps.put("CREDENTIALS", CredentialKey::new(next, *id), *credential)?;
@@ -92,7 +93,8 @@ impl Engine {
         self.files.finish(&mut self.loaded.ebpf, prepared)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
         self.unmark(new);
-        self.sweep(new)
+        self.sweep(new)?;
+        self.settle_origins(new)
     }
 
     /// Takes out of the tables what `stays`, the policy in force, does not need: what only an earlier one used, or a
@@ -134,7 +136,7 @@ impl Engine {
         maps.retain::<ChildKey, WatchNode>("CHILDREN", |key| watch.children.contains_key(key))?;
         maps.retain::<PatternKey, Pattern>("PATTERNS", |key| watch.patterns.contains_key(key))?;
         maps.retain::<WatchNode, Node>("NODES", |key| watch.nodes.contains_key(key))?;
-        Ok(())
+        self.sweep_origins(stays)
     }
 
     /// What each cgroup means, of those there are and those to come.
@@ -152,7 +154,6 @@ impl Engine {
         for cgroup in found {
             let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
             let mut record = Cgroup {
-                instance: cgroup.instance,
                 identity: Versioned {
                     from: next,
                     before: match (old, known) {
@@ -162,8 +163,8 @@ impl Engine {
                     },
                     after: new.identity_of(&cgroup.path),
                 },
-                slices_only: u16::from(cgroup.slices_only),
                 unaccounted: known.map_or(0, |it| it.unaccounted),
+                ..cgroup.record
             };
             if let Some(known) = known
                 && known.identity.at(current) == record.identity.before

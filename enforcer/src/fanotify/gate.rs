@@ -18,7 +18,7 @@ use enforcer_common::event::{ANCESTORS, Gate, Kind, Notice, NoticeKind, Use, tak
 use enforcer_common::ids::{BootNs, CgroupId, CredentialId, InodeKey, Tgid, Tid};
 use enforcer_common::iterate::{FileRecord, ThreadRecord};
 use enforcer_common::tables::{CredentialKey, Tables as _};
-use enforcer_common::verdict::{Action, Reason, Verdict};
+use enforcer_common::verdict::{Reason, Verdict};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{Fanotify, FanotifyEvent, FanotifyResponse, MaskFlags, Response};
@@ -31,6 +31,7 @@ use super::snapshot::{Found, Rules, Snapshot};
 use crate::kernel::clock::boot_now;
 use crate::kernel::holders::{Holders, Recorded};
 use crate::kernel::iterate::Inquiry;
+use crate::respond::{Leave, Limiter};
 
 /// How often the thread looks whether it should end.
 const LOOK_EVERY_MS: u16 = 500;
@@ -78,6 +79,7 @@ pub(super) struct Answerer {
     pub holders: Holders,
     pub reports: Reports,
     pub counts: Arc<Counts>,
+    pub kills: Limiter<u64>,
     pub stop: Arc<AtomicBool>,
     /// Files that appeared and are not in the snapshot yet.
     pub appeared: HashMap<InodeKey, CredentialId>,
@@ -282,8 +284,12 @@ impl Answerer {
         if !verdict.refuses() {
             return taken::NOTHING;
         }
-        if !matches!(verdict.action(), Action::Kill) {
+        if !verdict.kills() {
             return taken::REFUSED;
+        }
+        let workload = thread.task.workload_number();
+        if self.kills.ask(workload, boot_now()) == Leave::Refused {
+            return taken::LIMITED;
         }
         // The signal is there before the answer.
         let inquiry = &mut self.inquiry;
@@ -354,7 +360,7 @@ fn report(
         gate: Gate::Fanotify as u8,
         reason: verdict.reason(),
         mode: verdict.mode() as u8,
-        action: verdict.action() as u8,
+        action: verdict.action_code(),
         taken: done,
         trusted: u8::from(verdict.trusted()),
         target: Tgid(0),

@@ -38,6 +38,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate::{self, Inquiry};
 use crate::kernel::maps;
 use crate::kernel::rings::{Change, Records};
+use crate::respond::Limiter;
 use gate::{Answerer, Reports};
 
 /// Reports waiting to be taken, of each kind.
@@ -102,7 +103,11 @@ pub(crate) fn group() -> nix::Result<Fanotify> {
 
 impl ReadGate {
     /// Starts the thread. Nothing is marked yet, so nobody waits for it.
-    pub fn start(ebpf: &Ebpf, abilities: Abilities) -> Result<(Self, Marks), Error> {
+    pub fn start(
+        ebpf: &Ebpf,
+        abilities: Abilities,
+        kills: Limiter<u64>,
+    ) -> Result<(Self, Marks), Error> {
         let group = Arc::new(group().map_err(Error::Group)?);
         let flags = inotify::InitFlags::IN_CLOEXEC | inotify::InitFlags::IN_NONBLOCK;
         let inotify = Arc::new(Inotify::init(flags).map_err(Error::Inotify)?);
@@ -140,6 +145,7 @@ impl ReadGate {
                 troubles,
             },
             counts: gate.counts.clone(),
+            kills,
             stop: gate.stop.clone(),
             appeared: HashMap::new(),
             compared: 0,

@@ -126,8 +126,15 @@ pub struct Attached {
     /// The program.
     pub program: OwnedFd,
     /// The numbers of the maps that it uses.
-    pub maps: Vec<u32>,
+    maps: Vec<u32>,
     to: bpf_attach_type,
+}
+
+impl Attached {
+    /// Whether it uses one of these maps, by their numbers.
+    pub fn uses(&self, maps: &[u32]) -> bool {
+        self.maps.iter().any(|map| maps.contains(map))
+    }
 }
 
 fn is_ours(map: u32) -> bool {

@@ -8,13 +8,13 @@ use aya::Ebpf;
 use aya::maps::{Array, MapData};
 use aya::programs::{Iter, Program};
 use enforcer_common::ids::Tid;
-use enforcer_common::iterate::{Asker, FileRecord, HolderRecord, ThreadRecord, Wanted};
+use enforcer_common::iterate::{Asker, FileRecord, HolderRecord, Marking, ThreadRecord, Wanted};
 
 use super::maps::{self, Maps};
 use super::sys::{link_iterator, start_iterator};
 
 /// Programs that every tier has, and what they iterate over.
-pub const PROGRAMS: &[(&str, &str)] = &[(THREAD, "task"), (HOLDER, "task_file")];
+pub const PROGRAMS: &[(&str, &str)] = &[(THREAD, "task"), (ORIGIN, "task"), (HOLDER, "task_file")];
 /// The one that only the `fanotify` tier needs: elsewhere a hook shows the daemon's files.
 pub const OWN_FILE: (&str, &str) = ("iterate_own_file", "task_file");
 /// The same for sockets where hooks gate them: those are not opened, and so not seen by a hook.
@@ -24,6 +24,9 @@ pub const THREAD_CALL: (&str, &str) = ("iterate_thread_call", "task");
 
 const THREAD: &str = "iterate_thread";
 const HOLDER: &str = "iterate_holder";
+const ORIGIN: &str = "iterate_origin";
+/// More passes than generations of processes that were made while one was going on.
+const PASSES: u32 = 64;
 
 /// What a read of an iterator takes at most.
 const BUFFER_BYTES: usize = 32 * 1024;
@@ -90,6 +93,17 @@ pub fn holders(ebpf: &Ebpf) -> Result<Vec<HolderRecord>, Error> {
     let found = run(program(ebpf, HOLDER)?, HOLDER, None)?;
     // SAFETY: every bit pattern of the record's integers is a value.
     Ok(unsafe { records(&found) }.collect())
+}
+
+/// Notes where the processes that run come from, until a pass over them finds nothing new. `false` if that did not come.
+pub fn mark_origins(ebpf: &mut Ebpf, marking: Marking) -> Result<bool, Error> {
+    Maps(ebpf).set("MARKING", 0, marking)?;
+    for _ in 0..PASSES {
+        if run(program(ebpf, ORIGIN)?, ORIGIN, None)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the daemon's own files are shown by the iterator, because this tier has no hook that would.

@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use enforcer_common::ids::{CredentialId, NameDigest, Tgid};
-use enforcer_common::tables::{Holder, HolderKey};
+use enforcer_common::tables::{AncestorSlot, Holder, HolderKey, Origin};
 
 use super::holders::Holders;
 use super::pins::Set;
@@ -54,6 +54,33 @@ pub fn holders(set: &Set, holders: &mut Holders) -> Result<(usize, usize), Error
         }
     }
     Ok((count, lost))
+}
+
+/// What its slots of ancestors stand for; all free if it is of a build that has none.
+pub fn slots(set: &Set) -> Result<Vec<AncestorSlot>, Error> {
+    let table = "ANCESTOR_SLOTS";
+    if !set.map(table).exists() {
+        return Ok(Vec::new());
+    }
+    let read = || -> Result<Vec<AncestorSlot>, MapError> {
+        let data = MapData::from_pin(set.map(table))?;
+        Array::try_from(Map::Array(data))?.iter().collect()
+    };
+    read().map_err(|source| Error {
+        action: "read",
+        table,
+        source,
+    })
+}
+
+/// Where the processes that still run come from, by its slots.
+pub fn origins(set: &Set) -> Result<Vec<(Holder, Origin)>, Error> {
+    if !set.map("ORIGINS").exists() {
+        return Ok(Vec::new());
+    }
+    let mut origins = entries::<Holder, Origin>(set, "ORIGINS")?;
+    origins.retain(|(process, _)| !has_ended(process));
+    Ok(origins)
 }
 
 fn has_ended(holder: &Holder) -> bool {

@@ -14,7 +14,6 @@ use aya_obj::btf::BtfKind;
 use enforcer_common::capacity;
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
-use sha2::{Digest as _, Sha256};
 
 use super::at_root::{self, Root};
 use super::btf;
@@ -22,161 +21,16 @@ use super::capture::{self, capture};
 use super::iterate;
 use super::legacy;
 use super::maps::{self, Maps};
-use super::modify_return::{self, Attach, Programs};
-use super::pins::{self, Pins, Set};
+use super::modify_return::{self, Programs};
+use super::pins::{self, Set};
+use super::programs::{FOLLOWING, HOOKS, SOCK_ADDR, TRACEPOINTS};
 use super::sys;
+use super::take_over::Pinned;
 use super::tier::Tier;
 
 /// The kernel side's object, as built with this daemon.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
-
-/// A program of the two tiers with hooks.
-struct Hook {
-    program: &'static str,
-    /// The LSM hook.
-    hook: &'static str,
-    /// The function that calls the hook.
-    function: &'static str,
-    /// Whether it has a result, by which it can refuse.
-    attach: Attach,
-}
-
-impl Hook {
-    const fn gate(program: &'static str, hook: &'static str, function: &'static str) -> Self {
-        let attach = Attach::ModifyReturn;
-        Self {
-            program,
-            hook,
-            function,
-            attach,
-        }
-    }
-
-    const fn notice(hook: &'static str, function: &'static str) -> Self {
-        let attach = Attach::Entry;
-        Self {
-            program: hook,
-            hook,
-            function,
-            attach,
-        }
-    }
-}
-
-/// In the order of attaching: those that follow processes and keep file keys up to date, the read gate, the call gate,
-/// and what protects the daemon.
-const HOOKS: &[Hook] = &[
-    Hook::gate("task_alloc", "task_alloc", "security_task_alloc"),
-    Hook::notice("task_free", "security_task_free"),
-    Hook::notice("d_instantiate", "security_d_instantiate"),
-    Hook::gate("inode_rename", "inode_rename", "security_inode_rename"),
-    Hook::gate("inode_copy_up", "inode_copy_up", "security_inode_copy_up"),
-    Hook::gate("inode_link", "inode_link", "security_inode_link"),
-    Hook::notice("inode_free_security", "security_inode_free"),
-    Hook::gate("file_open", "file_open", "security_file_open"),
-    Hook::gate(
-        "file_permission",
-        "file_permission",
-        "security_file_permission",
-    ),
-    Hook::gate("mmap_file", "mmap_file", "security_mmap_file"),
-    Hook::gate("file_receive", "file_receive", "security_file_receive"),
-    Hook::gate(
-        "ptrace_access_check",
-        "ptrace_access_check",
-        "security_ptrace_access_check",
-    ),
-    Hook::gate(
-        "unix_stream_connect",
-        "unix_stream_connect",
-        "security_unix_stream_connect",
-    ),
-    Hook::gate("unix_may_send", "unix_may_send", "security_unix_may_send"),
-    Hook::gate("unix_sendmsg", "socket_sendmsg", "security_socket_sendmsg"),
-    Hook::gate("socket_create", "socket_create", "security_socket_create"),
-    Hook::gate(
-        "family_connect",
-        "socket_connect",
-        "security_socket_connect",
-    ),
-    Hook::gate(
-        "family_sendmsg",
-        "socket_sendmsg",
-        "security_socket_sendmsg",
-    ),
-    Hook::gate(
-        "endpoint_connect",
-        "socket_connect",
-        "security_socket_connect",
-    ),
-    Hook::gate(
-        "endpoint_sendmsg",
-        "socket_sendmsg",
-        "security_socket_sendmsg",
-    ),
-    Hook::gate(
-        "socket_connect",
-        "socket_connect",
-        "security_socket_connect",
-    ),
-    Hook::gate(
-        "socket_sendmsg",
-        "socket_sendmsg",
-        "security_socket_sendmsg",
-    ),
-    Hook::notice("sk_free_security", "security_sk_free"),
-    Hook::gate("task_kill", "task_kill", "security_task_kill"),
-    Hook::gate(
-        "task_setrlimit",
-        "task_setrlimit",
-        "security_task_setrlimit",
-    ),
-    Hook::gate("task_setnice", "task_setnice", "security_task_setnice"),
-    Hook::gate(
-        "task_setscheduler",
-        "task_setscheduler",
-        "security_task_setscheduler",
-    ),
-    Hook::gate(
-        "task_setioprio",
-        "task_setioprio",
-        "security_task_setioprio",
-    ),
-    Hook::gate("bpf", "bpf", "security_bpf"),
-    Hook::gate("bpf_map", "bpf_map", "security_bpf_map"),
-    Hook::gate("bpf_prog", "bpf_prog", "security_bpf_prog"),
-    Hook::gate("inode_unlink", "inode_unlink", "security_inode_unlink"),
-    Hook::gate("sb_umount", "sb_umount", "security_sb_umount"),
-];
-
-/// Programs that see what comes out of pipes and unix sockets and goes from one to another, and that pipes are closed,
-/// and the kernel functions that they are on. Of two names the newer kernels have the second; what a kernel has no function for is left out.
-const FOLLOWING: &[(&str, &[&str])] = &[
-    ("pipe_read", &["pipe_read", "anon_pipe_read"]),
-    ("fifo_pipe_read", &["fifo_pipe_read"]),
-    ("pipe_release", &["pipe_release"]),
-    ("splice_begins", &["do_splice"]),
-    ("splice_ends", &["do_splice"]),
-    ("tee_begins", &["do_tee"]),
-    ("tee_ends", &["do_tee"]),
-    ("unix_stream_recvmsg", &["unix_stream_recvmsg"]),
-    ("unix_dgram_recvmsg", &["unix_dgram_recvmsg"]),
-    ("unix_seqpacket_recvmsg", &["unix_seqpacket_recvmsg"]),
-    ("unix_stream_splice_read", &["unix_stream_splice_read"]),
-];
-
-/// BTF tracepoints that follow processes and cgroups.
-const TRACEPOINTS: &[&str] = &[
-    "sched_process_fork",
-    "sched_process_exec",
-    "sched_process_exit",
-    "cgroup_mkdir",
-    "cgroup_rmdir",
-    "cgroup_attach_task",
-];
-
-/// cgroup programs of the call gate.
-const SOCK_ADDR: &[&str] = &["connect4", "connect6", "sendmsg4", "sendmsg6"];
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/enforcer-ebpf"));
 
 /// Why the programs could not be put in place.
 #[derive(Debug, thiserror::Error)]
@@ -266,6 +120,8 @@ pub struct Options {
     pub holders: u32,
     /// Bytes of the ring for denials, and of that for allowed uses.
     pub ring_bytes: u32,
+    /// So many processes, and so many workload instances, are killed or frozen a minute, of one workload and in all.
+    pub actions_per_minute: u32,
 }
 
 impl Default for Options {
@@ -274,6 +130,7 @@ impl Default for Options {
             tier: None,
             holders: capacity::HOLDERS,
             ring_bytes: capacity::RING_BYTES,
+            actions_per_minute: 5,
         }
     }
 }
@@ -293,17 +150,17 @@ pub struct Loaded {
     pub pinned: Option<Pinned>,
 }
 
-/// The pins of the programs.
-pub struct Pinned {
-    /// Where they are.
-    pub pins: Pins,
-    /// Which they are.
-    pub set: Set,
-    /// Whether an earlier daemon made them, and its tables go on.
-    pub taken_over: bool,
-}
-
 impl Loaded {
+    pub(super) fn new(ebpf: Ebpf, tier: Tier, programs: Vec<(String, OwnedFd)>) -> Self {
+        Self {
+            ebpf,
+            tier,
+            programs,
+            links: Vec::new(),
+            pinned: None,
+        }
+    }
+
     /// Every program that is in the kernel.
     pub fn programs(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
         let loaded = self.ebpf.programs().filter_map(|(name, program)| {
@@ -313,242 +170,33 @@ impl Loaded {
         let others = self.programs.iter();
         loaded.chain(others.map(|(name, program)| (name.as_str(), program.as_fd())))
     }
-
-    /// Whether the tables are those of an earlier daemon, and what they say goes on.
-    pub fn taken_over(&self) -> bool {
-        self.pinned.as_ref().is_some_and(|it| it.taken_over)
-    }
-
-    /// What earlier daemons left that was not taken over.
-    pub fn left(&self) -> Result<Vec<Set>, pins::Error> {
-        let Some(pinned) = &self.pinned else {
-            return Ok(Vec::new());
-        };
-        let mut sets = pinned.pins.sets()?;
-        sets.retain(|set| *set != pinned.set);
-        Ok(sets)
-    }
-
-    /// Takes that away: what is in force now does its work.
-    pub fn retire(&self) -> Result<(), pins::Error> {
-        let left = self.left()?;
-        if let Some(pinned) = &self.pinned
-            && !left.is_empty()
-        {
-            let own = pinned.set.map_ids()?;
-            let stays = |it: &at_root::Attached| it.maps.iter().any(|map| own.contains(map));
-            Root::open()?.sweep(stays).map_err(pins::Error::Sweep)?;
-            for set in left {
-                set.remove()?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Takes over the programs of an earlier daemon of this build, or loads and attaches them: of the strongest tier this
-/// kernel has, or of the one asked for. Opens by the process `daemon` are not uses.
-pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
-    let mut pins = Pins::take()?;
-    let tiers = match &options.tier {
-        Some(tier) => std::slice::from_ref(tier),
-        None => &Tier::ALL,
-    };
-    let mut first = None;
-    for tier in tiers {
-        match start_pinned(options, *tier, daemon, &mut pins) {
-            Ok(loaded) => return Ok(loaded),
-            Err(error) => {
-                if options.tier.is_none() {
-                    tracing::info!(
-                        tier = tier.name(),
-                        "this tier is not to be had: {}",
-                        crate::chain(&error)
-                    );
-                }
-                first.get_or_insert(error);
-            }
-        }
-    }
-    Err(first.unwrap_or(Error::NoTier))
 }
 
 /// Loads and attaches one tier for as long as the result lives, and sees that its hooks are called.
 pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded, Error> {
     let mut loaded = load_tier(options, tier, None)?;
-    begin(&mut loaded, daemon)?;
+    begin(&mut loaded, options, daemon)?;
     attach(&mut loaded, None)?;
     see(&mut loaded)?;
     Ok(loaded)
 }
 
-fn start_pinned(
-    options: &Options,
-    tier: Tier,
-    daemon: Tgid,
-    pins: &mut Option<Pins>,
-) -> Result<Loaded, Error> {
-    let Some(taken) = pins else {
-        return start_tier(options, tier, daemon);
-    };
-    let build = build(options, tier);
-    remove_unfinished(taken)?;
-    let started = match take_over(options, tier, taken, &build)? {
-        Some((loaded, set)) => take_office(loaded, taken, set, daemon),
-        None => start_anew(options, tier, daemon, taken, &build),
-    };
-    let (mut loaded, set, taken_over) = match started {
-        Ok(started) => started,
-        Err(error) => {
-            remove_unfinished(taken)?;
-            return Err(error);
-        }
-    };
-    let (directory, _) = capture(&mut loaded.ebpf, taken.directory()).map_err(Box::new)?;
-    Maps(&mut loaded.ebpf).set("PINS", 0, directory[0].inode)?;
-    loaded.pinned = pins.take().map(|pins| Pinned {
-        pins,
-        set,
-        taken_over,
-    });
-    Ok(loaded)
-}
-
-/// From now on this daemon has what another has left.
-fn take_office(
-    mut loaded: Loaded,
-    pins: &Pins,
-    set: Set,
-    daemon: Tgid,
-) -> Result<(Loaded, Set, bool), Error> {
-    announce(pins, &set, daemon)?;
-    begin(&mut loaded, daemon)?;
-    see(&mut loaded)?;
-    Ok((loaded, set, true))
-}
-
-/// Programs of its own for this daemon, beside those of others.
-fn start_anew(
-    options: &Options,
-    tier: Tier,
-    daemon: Tgid,
-    pins: &Pins,
-    build: &str,
-) -> Result<(Loaded, Set, bool), Error> {
-    let set = pins.begin()?;
-    let mut loaded = load_tier(options, tier, Some(&set))?;
-    announce(pins, &set, daemon)?;
-    begin(&mut loaded, daemon)?;
-    attach(&mut loaded, Some(&set))?;
-    see(&mut loaded)?;
-    let set = pins.finish(&set, build)?;
-    Ok((loaded, set, false))
-}
-
-/// Tells the programs of others.
-fn announce(pins: &Pins, own: &Set, daemon: Tgid) -> Result<(), Error> {
-    for other in pins.sets()?.iter().filter(|other| *other != own) {
-        legacy::announce(other, daemon)?;
-    }
-    Ok(())
-}
-
-/// Tells programs of the same object, tier and sizes from others.
-fn build(options: &Options, tier: Tier) -> String {
-    let digest: String = Sha256::digest(OBJECT)[..8]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!(
-        "{digest}-{}-{}-{}",
-        tier.name(),
-        options.holders,
-        options.ring_bytes
-    )
-}
-
-/// Takes over a set of pins of this build, if there is one and nothing of it is missing.
-fn take_over(
-    options: &Options,
-    tier: Tier,
-    pins: &Pins,
-    build: &str,
-) -> Result<Option<(Loaded, Set)>, Error> {
-    for set in pins.sets()? {
-        if !set.is_of(build) {
-            continue;
-        }
-        let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
-        let mut ebpf = open(options, &Constants::of(tier), Some(&set))?;
-        let mut programs = Vec::new();
-        for (name, link) in set.kept()? {
-            let info = sys::link_info(link.as_fd()).map_err(Error::Ask)?;
-            programs.push((name, sys::program(info.prog_id).map_err(Error::Ask)?));
-        }
-        let own = set.map_ids()?;
-        let attached = Root::open()?.ours().map_err(Error::Ask)?;
-        let ours = attached
-            .into_iter()
-            .filter(|it| it.maps.iter().any(|map| own.contains(map)));
-        programs.extend(ours.map(|it| (it.name.to_owned(), it.program)));
-        let is_there = |name: &&str| programs.iter().any(|(known, _)| known == name);
-        if let Some(missing) = wanted(tier).find(|name| !is_there(name)) {
-            tracing::warn!(
-                program = missing,
-                "the programs of an earlier daemon are not whole: new ones are loaded beside them"
-            );
-            continue;
-        }
-        load_iterators(&mut ebpf, tier, &btf)?;
-        let loaded = Loaded {
-            ebpf,
-            tier,
-            programs,
-            links: Vec::new(),
-            pinned: None,
-        };
-        return Ok(Some((loaded, set)));
-    }
-    Ok(None)
-}
-
-/// The programs without which a tier is not whole.
-fn wanted(tier: Tier) -> impl Iterator<Item = &'static str> {
-    let hooks: &[Hook] = match tier {
-        Tier::Lsm | Tier::ModifyReturn => HOOKS,
-        Tier::Fanotify => &[],
-    };
-    let at_root = at_root::PROGRAMS.iter().map(|(name, _)| *name);
-    let hooks = hooks.iter().map(|hook| hook.program);
-    hooks.chain(TRACEPOINTS.iter().copied()).chain(at_root)
-}
-
-/// Takes away what a daemon left that died while it began.
-fn remove_unfinished(pins: &Pins) -> Result<(), Error> {
-    for set in pins.sets()?.into_iter().filter(Set::is_unfinished) {
-        let gone = set.map_ids()?;
-        let stays = |it: &at_root::Attached| !it.maps.iter().any(|map| gone.contains(map));
-        Root::open()?.sweep(stays).map_err(pins::Error::Sweep)?;
-        set.remove()?;
-    }
-    Ok(())
-}
-
 /// Tells the programs whose they are.
-fn begin(loaded: &mut Loaded, daemon: Tgid) -> Result<(), Error> {
+pub(super) fn begin(loaded: &mut Loaded, options: &Options, daemon: Tgid) -> Result<(), Error> {
     let mut maps = Maps(&mut loaded.ebpf);
+    maps.set("KILL_LIMIT", 0, options.actions_per_minute)?;
     maps.set("DAEMON", 0, daemon)?;
     maps.set("HANDED_OVER", 0, 0_u32)?;
     Ok(())
 }
 
 /// Sees that the hooks are called.
-fn see(loaded: &mut Loaded) -> Result<(), Error> {
+pub(super) fn see(loaded: &mut Loaded) -> Result<(), Error> {
     capture(&mut loaded.ebpf, Path::new("/proc/self/exe")).map_err(Box::new)?;
     Ok(())
 }
 
-fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Result<Loaded, Error> {
+pub(super) fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Result<Loaded, Error> {
     if tier == Tier::Lsm
         && let Some(list) = lsm_list()
         && !list.split(',').any(|name| name == "bpf")
@@ -614,17 +262,11 @@ fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Result<Loaded,
     program::<SockOps>(&mut ebpf, "tcp_state")?
         .load()
         .map_err(refused("tcp_state", "loading"))?;
-    Ok(Loaded {
-        ebpf,
-        tier,
-        programs,
-        links: Vec::new(),
-        pinned: None,
-    })
+    Ok(Loaded::new(ebpf, tier, programs))
 }
 
 /// Loads the programs that only show the daemon something, which it has anew each time.
-fn load_iterators(ebpf: &mut Ebpf, tier: Tier, btf: &Btf) -> Result<(), Error> {
+pub(super) fn load_iterators(ebpf: &mut Ebpf, tier: Tier, btf: &Btf) -> Result<(), Error> {
     let own = match tier {
         Tier::Fanotify => iterate::OWN_FILE,
         Tier::Lsm | Tier::ModifyReturn => iterate::OWN_SOCKET,
@@ -673,7 +315,7 @@ fn attach_following(ebpf: &mut Ebpf) -> Result<(), Error> {
 }
 
 /// What programs are told at load time.
-struct Constants {
+pub(super) struct Constants {
     tier: Tier,
     task_in_cgroup_programs: u32,
     by_cookie: u32,
@@ -681,7 +323,7 @@ struct Constants {
 
 impl Constants {
     /// What all programs of a tier are told.
-    const fn of(tier: Tier) -> Self {
+    pub(super) const fn of(tier: Tier) -> Self {
         Self {
             tier,
             task_in_cgroup_programs: 0,
@@ -706,7 +348,11 @@ fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
 }
 
 /// Creates the maps, or takes those that are pinned, and prepares the programs.
-fn open(options: &Options, constants: &Constants, set: Option<&Set>) -> Result<Ebpf, Error> {
+pub(super) fn open(
+    options: &Options,
+    constants: &Constants,
+    set: Option<&Set>,
+) -> Result<Ebpf, Error> {
     let offsets = btf::offsets()?;
     let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let tier = constants.tier.code();
@@ -754,7 +400,7 @@ fn tables() -> Result<Vec<String>, Error> {
 
 /// Attaches every program: first those that follow processes, cgroups and files, then the gates, so that
 /// no gate decides on facts that nobody keeps up to date. With pins, so that they stay.
-fn attach(loaded: &mut Loaded, set: Option<&Set>) -> Result<(), Error> {
+pub(super) fn attach(loaded: &mut Loaded, set: Option<&Set>) -> Result<(), Error> {
     let root = Root::open()?;
     let ebpf = &mut loaded.ebpf;
     for tracepoint in TRACEPOINTS {

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, lpm_trie};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie};
 use aya::{Ebpf, Pod};
 use enforcer_common::ids::Generation;
 use enforcer_common::tables::Versioned;
@@ -151,6 +151,17 @@ impl Maps<'_> {
         Ok(())
     }
 
+    fn trie<const N: usize>(
+        &mut self,
+        table: &'static str,
+    ) -> Result<LpmTrie<&mut MapData, [u8; N], u32>, Error>
+    where
+        [u8; N]: Pod,
+    {
+        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
+        LpmTrie::try_from(map).map_err(failed("open", table))
+    }
+
     /// Writes one prefix of a longest-prefix table.
     pub fn put_prefix<const N: usize>(
         &mut self,
@@ -162,10 +173,8 @@ impl Maps<'_> {
     where
         [u8; N]: Pod,
     {
-        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
-        let mut trie: aya::maps::LpmTrie<_, [u8; N], u32> =
-            map.try_into().map_err(failed("open", table))?;
-        trie.insert(&lpm_trie::Key::new(bits, data), value, 0)
+        self.trie(table)?
+            .insert(&lpm_trie::Key::new(bits, data), value, 0)
             .map_err(failed("write to", table))
     }
 
@@ -179,10 +188,7 @@ impl Maps<'_> {
     where
         [u8; N]: Pod,
     {
-        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
-        let mut trie: aya::maps::LpmTrie<_, [u8; N], u32> =
-            map.try_into().map_err(failed("open", table))?;
-        let _ = trie.remove(&lpm_trie::Key::new(bits, data));
+        let _ = self.trie(table)?.remove(&lpm_trie::Key::new(bits, data));
         Ok(())
     }
 
@@ -195,10 +201,7 @@ impl Maps<'_> {
     where
         [u8; N]: Pod,
     {
-        let map = self.0.map_mut(table).ok_or(Error::Missing(table))?;
-        let trie: aya::maps::LpmTrie<_, [u8; N], u32> =
-            map.try_into().map_err(failed("open", table))?;
-        let known = trie.keys().collect::<Result<Vec<_>, _>>();
+        let known = self.trie(table)?.keys().collect::<Result<Vec<_>, _>>();
         for key in known.map_err(failed("read", table))? {
             if !stay.contains(&(key.prefix_len(), key.data())) {
                 self.remove_prefix(table, key.prefix_len(), key.data())?;

@@ -45,6 +45,11 @@ pub struct Own {
 }
 
 impl Own {
+    /// How many programs there are.
+    pub fn count(&self) -> usize {
+        self.programs.len()
+    }
+
     /// Finds what is ours, and tells the programs.
     pub fn find(loaded: &mut Loaded) -> Result<Self, Error> {
         let mut programs = BTreeMap::new();

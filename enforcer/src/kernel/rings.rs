@@ -3,13 +3,14 @@
 use std::io;
 
 use aya::Ebpf;
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Map, MapData, MapError, RingBuf};
 use aya_log::EbpfLogger;
 use enforcer_common::event::{Notice, Use};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::fill::Fill;
 use super::maps::Error;
 
 /// Passes the programs' own diagnostics on to the daemon's log. Never events.
@@ -70,15 +71,34 @@ pub fn channels() -> (Records, Recorded) {
 }
 
 /// Starts reading all rings. Records arrive in the order of each ring, and uses before the denials that they led to; when
-/// a channel is full the kernel's ring fills up instead, which the programs count.
-pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<(), Error> {
+/// a channel is full the kernel's ring fills up instead, which the programs count. How full each ring is can be seen by
+/// what is returned.
+pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<Vec<Fill>, Error> {
+    let fills = ["DENIALS", "USES", "NOTICES"].map(|ring| fill(ebpf, ring));
+    let fills = fills.into_iter().collect::<Result<_, _>>()?;
     let (denials, uses) = (open(ebpf, "DENIALS")?, open(ebpf, "USES")?);
     let to = records.uses.clone();
     spawn("DENIALS and USES", read_uses(denials, uses, to));
     let notices = open(ebpf, "NOTICES")?;
     let to = records.changes.clone();
     spawn("NOTICES", read_notices(notices, to));
-    Ok(())
+    Ok(fills)
+}
+
+fn fill(ebpf: &Ebpf, name: &'static str) -> Result<Fill, Error> {
+    let Some(Map::RingBuf(ring)) = ebpf.map(name) else {
+        return Err(Error::Missing(name));
+    };
+    let opened = || {
+        let capacity = ring.info()?.max_entries() as usize;
+        Fill::open(name, ring.fd(), capacity)
+            .map_err(|error| MapError::IoError(io::Error::from(error)))
+    };
+    opened().map_err(|source| Error::Map {
+        action: "look at",
+        table: name,
+        source,
+    })
 }
 
 fn open(ebpf: &mut Ebpf, name: &'static str) -> Result<RingBuf<MapData>, Error> {

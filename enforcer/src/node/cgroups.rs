@@ -1,11 +1,19 @@
 //! cgroups that exist already, and what the kernel would have recorded of them at their creation.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use enforcer_common::ids::CgroupId;
-use enforcer_common::instance::{NameKind, classify_name};
+use enforcer_common::instance::{classify_name, user_of_name};
+use enforcer_common::tables::Cgroup;
+
+use crate::kernel::at_root;
+use crate::record::model::Instance;
 
 /// One cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,10 +22,24 @@ pub struct Found {
     pub id: CgroupId,
     /// Its path from the cgroup root; `/` for the root itself.
     pub path: String,
-    /// The instance it belongs to; 0 if none.
-    pub instance: CgroupId,
-    /// Whether it and all above it are slices.
-    pub slices_only: bool,
+    /// What it is by its name and those above it; it means nothing yet.
+    pub record: Cgroup,
+}
+
+/// The root.
+#[must_use]
+pub fn root_record() -> Cgroup {
+    Cgroup {
+        flags: Cgroup::ROOT | Cgroup::SLICES_ONLY,
+        ..Cgroup::default()
+    }
+}
+
+/// Becomes what a child of this name is. By the same rule as in the kernel at creation; which instance it is, if it is
+/// one, does not matter to the caller.
+pub fn descend(cgroup: &mut Cgroup, name: &str) {
+    let name = name.as_bytes();
+    cgroup.descend(CgroupId(0), classify_name(name), user_of_name(name));
 }
 
 /// Every cgroup below `root`, parents before children. One that goes away meanwhile is left out.
@@ -25,8 +47,7 @@ pub fn scan(root: &Path) -> io::Result<Vec<Found>> {
     let mut found = vec![Found {
         id: CgroupId(std::fs::metadata(root)?.ino()),
         path: "/".to_owned(),
-        instance: CgroupId(0),
-        slices_only: true,
+        record: root_record(),
     }];
     let mut next = 0;
     while let Some(parent) = found.get(next).cloned() {
@@ -52,17 +73,93 @@ pub fn scan(root: &Path) -> io::Result<Vec<Found>> {
 
 /// The same rule as the kernel side's at creation.
 fn child(parent: &Found, name: &str, id: CgroupId) -> Found {
-    let kind = classify_name(name.as_bytes());
-    let instance = if kind == NameKind::Instance && parent.instance.0 == 0 {
-        id
-    } else {
-        parent.instance
-    };
+    let mut record = parent.record;
+    record.descend(
+        id,
+        classify_name(name.as_bytes()),
+        user_of_name(name.as_bytes()),
+    );
     Found {
         id,
         path: format!("{}/{name}", parent.path.trim_end_matches('/')),
-        instance,
-        slices_only: parent.slices_only && kind == NameKind::Slice,
+        record,
+    }
+}
+
+/// So many cgroups are remembered; with one more all are forgotten.
+const REMEMBERED: usize = 4096;
+
+/// What is known of cgroups by their ids, for events.
+#[derive(Debug, Default)]
+pub struct Known(RefCell<HashMap<CgroupId, Option<Instance>>>);
+
+impl Known {
+    /// Where a process in this cgroup belongs; `None` if the cgroup is gone and was never asked for.
+    pub fn instance_of(&self, id: CgroupId) -> Option<Instance> {
+        let mut known = self.0.borrow_mut();
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        known
+            .entry(id)
+            .or_insert_with(|| path_of(id).map(|path| instance(&path)))
+            .clone()
+    }
+}
+
+/// The path of a cgroup, from the cgroup root, if it is there.
+fn path_of(id: CgroupId) -> Option<String> {
+    let root = at_root::path().ok()?;
+    let path = by_handle(&root, id.0).ok()?;
+    let below = path.strip_prefix(&root).ok()?;
+    Some(format!("/{}", below.to_str()?))
+}
+
+/// Of handles of cgroups and the like, from Linux 5.5 on.
+const FILEID_KERNFS: libc::c_int = 0xfe;
+
+#[repr(C)]
+struct Handle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    id: [u8; 8],
+}
+
+/// The path of the directory with this number, of the file system that is mounted at `root`.
+fn by_handle(root: &Path, id: u64) -> io::Result<PathBuf> {
+    let mount = File::open(root)?;
+    let mut handle = Handle {
+        bytes: 8,
+        kind: FILEID_KERNFS,
+        id: id.to_ne_bytes(),
+    };
+    // SAFETY: the handle is laid out as the kernel's `struct file_handle`, with as many bytes as it says.
+    let opened = unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_CLOEXEC,
+        )
+    };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was opened just now, and nobody else has it.
+    let opened = unsafe { OwnedFd::from_raw_fd(opened) };
+    std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()))
+}
+
+/// What a path says.
+fn instance(path: &str) -> Instance {
+    let names = path.split('/').filter(|name| !name.is_empty());
+    let unit = names
+        .into_iter()
+        .find(|name| classify_name(name.as_bytes()).is_instance())
+        .filter(|name| name.contains('.'));
+    Instance {
+        cgroup: path.to_owned(),
+        unit: unit.map(str::to_owned),
+        ..Instance::default()
     }
 }
 
@@ -74,8 +171,7 @@ mod tests {
         let root = Found {
             id: CgroupId(1),
             path: "/".to_owned(),
-            instance: CgroupId(0),
-            slices_only: true,
+            record: root_record(),
         };
         path.split('/').zip(2..).fold(root, |parent, (name, id)| {
             child(&parent, name, CgroupId(id))
@@ -85,18 +181,56 @@ mod tests {
     #[test]
     fn the_outermost_unit_is_the_instance() {
         let service = down("system.slice/app.service");
-        assert_eq!(service.instance, CgroupId(3));
-        assert_eq!(
-            down("system.slice/app.service/sub.scope").instance,
-            CgroupId(3)
-        );
-        assert_eq!(down("system.slice").instance, CgroupId(0));
+        assert_eq!(service.record.instance, CgroupId(3));
+        let below = down("system.slice/app.service/sub.scope");
+        assert_eq!(below.record.instance, CgroupId(3));
+        assert_eq!(down("system.slice").record.instance, CgroupId(0));
     }
 
     #[test]
     fn units_of_a_user_manager_are_instances_of_their_own() {
         let unit = down("user.slice/user-1000.slice/user@1000.service/app.slice/a.service");
-        assert_eq!(unit.instance, CgroupId(6));
-        assert!(!unit.slices_only);
+        assert_eq!(unit.record.instance, CgroupId(6));
+        assert_eq!((unit.record.flags, unit.record.user), (0, 0));
+    }
+
+    #[test]
+    fn names_count_only_where_the_host_gives_them() {
+        for (path, flags, user) in [
+            ("user.slice/user-1000.slice", Cgroup::SLICES_ONLY, 0),
+            ("user.slice/user-1000.slice/user@1000.service", 0, 1001),
+            (
+                "user.slice/user-1000.slice/user@1000.service/app.slice",
+                0,
+                1001,
+            ),
+            (
+                "user.slice/user-1000.slice/user@1000.service/a.service/app.slice",
+                0,
+                0,
+            ),
+            (
+                "user.slice/user-1000.slice/user@1000.service/app.slice/user@0.service",
+                0,
+                0,
+            ),
+            (
+                "user.slice/user-1000.slice/session-3.scope",
+                Cgroup::SESSION,
+                0,
+            ),
+            (
+                "user.slice/user-1000.slice/user@1000.service/session-3.scope",
+                0,
+                0,
+            ),
+            ("system.slice/a.service/session-3.scope", 0, 0),
+            ("init.scope", Cgroup::MANAGER, 0),
+            ("system.slice/init.scope", 0, 0),
+            ("system.slice/a.service/init.scope", 0, 0),
+        ] {
+            let found = down(path).record;
+            assert_eq!((found.flags, found.user), (flags, user), "{path}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::os::fd::AsRawFd as _;
 
 use aya::Ebpf;
 use enforcer_common::ids::ExecutableKey;
@@ -16,36 +16,27 @@ use crate::kernel::capture::capture;
 const TRIES: u32 = 3;
 
 /// The keys of each executable selector; an empty list where there is no such file, or another content.
-pub type Executables = BTreeMap<(PathBuf, Option<[u8; 32]>), Vec<ExecutableKey>>;
+pub type Executables = BTreeMap<Executable, Vec<ExecutableKey>>;
 
 /// Every executable that the bundle selects by.
-pub fn selected(bundle: &Bundle) -> BTreeSet<(PathBuf, Option<[u8; 32]>)> {
-    bundle
-        .selectors()
-        .filter_map(|selectors| selectors.executable.as_ref())
-        .map(|Executable { path, sha256 }| (path.clone(), *sha256))
-        .collect()
+pub fn selected(bundle: &Bundle) -> BTreeSet<Executable> {
+    let selectors = bundle.selectors();
+    let selected = selectors.flat_map(|it| it.executable.iter().chain(&it.ancestor));
+    selected.cloned().collect()
 }
 
 /// Looks at every selected executable as it is now.
 pub fn look(ebpf: &mut Ebpf, bundle: &Bundle) -> Executables {
-    selected(bundle)
-        .into_iter()
-        .map(|(path, sha256)| {
-            let keys = (0..TRIES)
-                .find_map(|_| key_of(ebpf, &path, sha256))
-                .unwrap_or_default();
-            ((path, sha256), keys)
-        })
-        .collect()
+    let look = |program: Executable| {
+        let keys = (0..TRIES).find_map(|_| key_of(ebpf, &program));
+        (program, keys.unwrap_or_default())
+    };
+    selected(bundle).into_iter().map(look).collect()
 }
 
 /// The file's keys; `None` to try again, because it changed while it was read.
-fn key_of(
-    ebpf: &mut Ebpf,
-    path: &std::path::Path,
-    sha256: Option<[u8; 32]>,
-) -> Option<Vec<ExecutableKey>> {
+fn key_of(ebpf: &mut Ebpf, program: &Executable) -> Option<Vec<ExecutableKey>> {
+    let path = &program.path;
     let (keys, file) = match capture(ebpf, path) {
         Ok(captured) => captured,
         Err(error) => {
@@ -53,11 +44,11 @@ fn key_of(
             return Some(Vec::new());
         }
     };
-    let Some(expected) = sha256 else {
+    if program.sha256.is_none() && program.fs_verity.is_none() {
         return Some(keys);
-    };
-    let got = match digest(file) {
-        Ok(got) => got,
+    }
+    let is = match is(program, file) {
+        Ok(is) => is,
         Err(error) => {
             tracing::warn!(path = %path.display(), %error, "an executable of the bundle cannot be read: its workloads match nothing");
             return Some(Vec::new());
@@ -68,11 +59,55 @@ fn key_of(
     if after != keys {
         return None;
     }
-    if got != expected {
-        tracing::warn!(path = %path.display(), "an executable of the bundle has another SHA-256: its workloads match nothing");
+    if !is {
+        tracing::warn!(path = %path.display(), "an executable of the bundle has another SHA-256 or fs-verity digest: its workloads match nothing");
         return Some(Vec::new());
     }
     Some(keys)
+}
+
+/// Whether the file has the content that is asked for.
+fn is(program: &Executable, file: File) -> io::Result<bool> {
+    if let Some(expected) = program.fs_verity
+        && verity(&file)? != Some(expected)
+    {
+        return Ok(false);
+    }
+    match program.sha256 {
+        Some(expected) => Ok(digest(file)? == expected),
+        None => Ok(true),
+    }
+}
+
+/// The digest by which the kernel checks what it reads of the file; `None` if it does not, or with another hash.
+fn verity(file: &File) -> io::Result<Option<[u8; 32]>> {
+    /// `struct fsverity_digest`, with room.
+    #[repr(C)]
+    struct Digest {
+        algorithm: u16,
+        size: u16,
+        bytes: [u8; 32],
+    }
+    /// `FS_IOC_MEASURE_VERITY`.
+    const MEASURE: libc::Ioctl = 0xc004_6686_u32 as libc::Ioctl;
+    /// `FS_VERITY_HASH_ALG_SHA256`.
+    const SHA256: u16 = 1;
+    let mut digest = Digest {
+        algorithm: 0,
+        size: 32,
+        bytes: [0; 32],
+    };
+    // SAFETY: writes what the struct has room for, as it says itself.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), MEASURE, &raw mut digest) };
+    if result == 0 {
+        return Ok((digest.algorithm == SHA256).then_some(digest.bytes));
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // It is not checked, by a longer hash, or the file system or kernel has none of this.
+        Some(libc::ENODATA | libc::EOVERFLOW | libc::ENOTTY | libc::EOPNOTSUPP) => Ok(None),
+        _ => Err(error),
+    }
 }
 
 fn digest(mut file: File) -> io::Result<[u8; 32]> {

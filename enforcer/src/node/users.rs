@@ -1,12 +1,30 @@
-//! Users by name, from `/etc/passwd`.
+//! Users by name, and their homes, from `/etc/passwd`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use enforcer_common::ids::Uid;
 
+/// The host's own user database.
+pub const PASSWD: &str = "/etc/passwd";
+
 /// Every user of the host's own user database.
 pub fn users() -> BTreeMap<String, Uid> {
-    parse(&std::fs::read_to_string("/etc/passwd").unwrap_or_default())
+    parse(&std::fs::read_to_string(PASSWD).unwrap_or_default())
+}
+
+/// The home directories in it, there or not.
+pub fn homes() -> BTreeSet<PathBuf> {
+    homes_in(&std::fs::read_to_string(PASSWD).unwrap_or_default())
+}
+
+/// The home directories in the text of a user database.
+pub fn homes_in(passwd: &str) -> BTreeSet<PathBuf> {
+    let homes = passwd.lines().filter_map(|line| line.split(':').nth(5));
+    homes
+        .filter(|home| home.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
 }
 
 fn parse(passwd: &str) -> BTreeMap<String, Uid> {
@@ -31,5 +49,7 @@ mod tests {
             users.into_iter().collect::<Vec<_>>(),
             [("backup".to_owned(), Uid(34)), ("root".to_owned(), Uid(0))]
         );
+        let homes = homes_in("root:x:0:0:root:/root:/bin/sh\n+nis\na:x:1:1:::/bin/sh\n");
+        assert_eq!(homes, BTreeSet::from([PathBuf::from("/root")]));
     }
 }

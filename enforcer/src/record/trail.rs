@@ -4,23 +4,13 @@ use std::collections::HashMap;
 
 use enforcer_common::event::{Gate, Kind, Use};
 use enforcer_common::ids::{BootNs, CgroupId, CredentialId, InodeKey, Tgid};
-use serde::Serialize;
+
+use super::model::Hop;
 
 /// So many trails of each kind are remembered; with one more all are forgotten, and events have no `path` for a while.
 const REMEMBERED: usize = 16_384;
 /// Longer ones keep their beginning and their end.
 const LONGEST: usize = 16;
-
-/// One step on the way.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Hop {
-    pid: u32,
-    exe: String,
-    /// `read`, or through what it came: `pipe`, `unix`, `file_write`.
-    how: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<String>,
-}
 
 /// Who holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,10 +38,10 @@ impl Trails {
     /// Takes note of a record, and says how the secret that it is about came to whoever it is about.
     pub fn follow(&mut self, record: &Use, exe: &str, file: Option<&str>) -> Vec<Hop> {
         let credential = record.credential;
-        let hop = |how| Hop {
+        let hop = |how: &'static str| Hop {
             pid: record.task.tgid.0,
             exe: exe.to_owned(),
-            how,
+            how: how.into(),
             file: file.map(str::to_owned),
         };
         let is_file = record.gate == Gate::FileWrite as u8;
@@ -161,7 +151,7 @@ mod tests {
     }
 
     fn hows(hops: &[Hop]) -> Vec<(u32, &str)> {
-        hops.iter().map(|hop| (hop.pid, hop.how)).collect()
+        hops.iter().map(|hop| (hop.pid, &*hop.how)).collect()
     }
 
     #[test]

@@ -8,24 +8,13 @@ use proptest::prelude::*;
 
 use enforcer::compile::{HostTables, Policy};
 
-use crate::support::{BOOT_SECONDS, ask, check, compiled, credential, one, word};
+use crate::support::{BOOT_SECONDS, ask, check, check_each, compiled, credential, one, word};
 
 /// Whether a task in `/a` that holds `key` may answer each client, on the port it had connected to.
 fn check_answers(body: &str, cases: &[(&str, bool)]) {
-    let policy = compiled(body);
-    for (client, allowed) in cases {
-        let question = format!("- /a 0 answer tcp {client} while key");
-        let expected = if *allowed {
-            "allow"
-        } else {
-            "outside-destination"
-        };
-        assert_eq!(
-            word(ask(&policy, &question)),
-            expected,
-            "{question}\n{body}"
-        );
-    }
+    check_each(body, cases, |client| {
+        format!("- /a 0 answer tcp {client} while key")
+    });
 }
 
 #[test]

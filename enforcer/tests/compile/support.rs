@@ -1,9 +1,9 @@
 //! A node, a bundle, and what is asked of both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use enforcer::bundle::{Bundle, parse};
+use enforcer::bundle::{Bundle, Executable, home_patterns, parse};
 use enforcer::compile::{Clock, CompileError, Facts, HostTables, Numbering, Policy, compile};
 use enforcer_common::address::{Address, Destination, Protocol};
 use enforcer_common::decide;
@@ -29,11 +29,20 @@ pub fn program(ino: u64) -> ExecutableKey {
     }
 }
 
+/// The program at this path, whatever its content.
+pub fn plain(path: &str) -> Executable {
+    Executable {
+        path: path.into(),
+        sha256: None,
+        fs_verity: None,
+    }
+}
+
 /// A node with some programs, users and names.
 pub fn node() -> Facts {
     let executable = |path: &str, keys: &[u64]| {
         let keys = keys.iter().map(|ino| program(*ino)).collect();
-        ((path.into(), None), keys)
+        (plain(path), keys)
     };
     let ip = |text: &str| text.parse().expect("an address");
     Facts {
@@ -44,9 +53,11 @@ pub fn node() -> Facts {
             executable("/bin/layered", &[3, 4]),
             executable("/bin/empty", &[]),
             // As if something had gone wrong when it was captured.
-            (("/bin/zero".into(), None), vec![ExecutableKey::default()]),
+            (plain("/bin/zero"), vec![ExecutableKey::default()]),
         ]),
         users: BTreeMap::from([("backup".to_owned(), Uid(34)), ("root".to_owned(), Uid(0))]),
+        homes: home_patterns(&BTreeSet::from(["/srv/people/eve".into()])),
+        pods: None,
         hosts: BTreeMap::from([(
             "api.example.com".to_owned(),
             vec![ip("192.0.2.7"), ip("2001:db8::7")],
@@ -126,6 +137,24 @@ pub fn ask(policy: &Policy, question: &str) -> Verdict {
             decide::reach(&tables, now, &task, &to)
         }
         _ => panic!("{question}"),
+    }
+}
+
+/// Whether what each case stands for, as a question, is allowed; otherwise it lies outside the destinations.
+pub fn check_each(body: &str, cases: &[(&str, bool)], question: impl Fn(&str) -> String) {
+    let policy = compiled(body);
+    for (case, allowed) in cases {
+        let question = question(case);
+        let expected = if *allowed {
+            "allow"
+        } else {
+            "outside-destination"
+        };
+        assert_eq!(
+            word(ask(&policy, &question)),
+            expected,
+            "{question}\n{body}"
+        );
     }
 }
 

@@ -1,44 +1,25 @@
-//! Questions to the running daemon over its unix socket: one JSON object a line each way. Only this
-//! daemon's own command line speaks it.
+//! What the decision would be for somebody: a question in the terms of people, and the answer in theirs.
 
-use std::io::{self, BufRead, BufReader, Write};
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use enforcer_common::address::{Destination, Protocol};
 use enforcer_common::decide;
 use enforcer_common::facts::Task;
-use enforcer_common::ids::{BootNs, CgroupId, ExecutableKey, IdentityId, Tgid, Uid};
+use enforcer_common::ids::{BootNs, CgroupId, Tgid, Uid};
 use enforcer_common::tables::Holder;
 use enforcer_common::verdict::Verdict;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
 use crate::compile::{HostTables, Policy};
+use crate::engine::Engine;
 use crate::kernel::clock::boot_now;
 
-/// Where the daemon listens unless told otherwise.
-pub const SOCKET: &str = "/run/enforcer/enforcer.sock";
-
-/// What can be asked.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// How things are.
-    Status,
-    /// How many entries each table of the kernel has.
-    Tables,
-    /// Would this be allowed?
-    Explain(Ask),
-}
-
 /// A question of `enforcer explain`, in the terms of people.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug)]
 pub struct Ask {
-    /// A running process, instead of the next three.
+    /// A running process, instead of the next five.
     pub pid: Option<u32>,
     /// Path of the executable.
     pub executable: Option<PathBuf>,
@@ -46,6 +27,10 @@ pub struct Ask {
     pub uid: Option<u32>,
     /// cgroup path from the cgroup root.
     pub cgroup: Option<String>,
+    /// Paths of programs that it descends from.
+    pub ancestors: Vec<PathBuf>,
+    /// Whether it is interactive.
+    pub interactive: bool,
     /// The credential.
     pub credential: String,
     /// The destination.
@@ -65,60 +50,33 @@ pub struct Question {
     pub destination: Option<Destination>,
 }
 
-/// Asks the daemon. Errors name the socket.
-pub fn ask(socket: &Path, request: &Request) -> io::Result<Value> {
-    let named = |error: io::Error| {
-        io::Error::new(
-            error.kind(),
-            format!("{}: {error}; is `enforcer run` running?", socket.display()),
-        )
+/// Turns a question into facts. The engine knows those of a process, captures the executable, and knows what tasks in a
+/// cgroup are.
+pub fn question(ask: &Ask, engine: &mut Engine) -> Result<Question, String> {
+    let task = match ask.pid {
+        Some(pid) => {
+            let found = engine.task_of(pid).map_err(|error| crate::chain(&error))?;
+            found.ok_or_else(|| format!("there is no process {pid}"))?
+        }
+        None => {
+            let executable = ask.executable.as_ref();
+            let executable = executable.map(|path| engine.executable_key(path));
+            let executable = executable
+                .transpose()
+                .map_err(|error| crate::chain(&error))?;
+            let cgroup = ask.cgroup.as_deref().unwrap_or("/");
+            Task {
+                executable: executable.unwrap_or_default(),
+                identity: engine.identity_of(cgroup, &ask.ancestors, ask.interactive),
+                uid: Uid(ask.uid.unwrap_or(0)),
+                tgid: Tgid(1),
+                start: BootNs(1),
+                classified: 1,
+                cgroup: CgroupId(1),
+                ..Task::default()
+            }
+        }
     };
-    let mut stream = UnixStream::connect(socket).map_err(named)?;
-    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-    let mut line = serde_json::to_string(request)?;
-    line.push('\n');
-    stream.write_all(line.as_bytes()).map_err(named)?;
-    let mut answer = String::new();
-    BufReader::new(stream)
-        .read_line(&mut answer)
-        .map_err(named)?;
-    Ok(serde_json::from_str(&answer)?)
-}
-
-/// Turns a question into facts. The engine captures the executable and knows the cgroups' meaning.
-pub fn question(
-    ask: &Ask,
-    executable: impl FnOnce(&Path) -> Result<ExecutableKey, String>,
-    identity: impl FnOnce(&str) -> IdentityId,
-) -> Result<Question, String> {
-    let mut path = ask.executable.clone();
-    let mut uid = ask.uid;
-    let mut cgroup = ask.cgroup.clone();
-    if let Some(pid) = ask.pid {
-        let process = procfs::process::Process::new(pid as i32)
-            .map_err(|error| format!("no process {pid}: {error}"))?;
-        path = Some(PathBuf::from(format!("/proc/{pid}/exe")));
-        let status = process.status().map_err(|error| error.to_string())?;
-        uid = Some(status.ruid);
-        let groups = process.cgroups().map_err(|error| error.to_string())?;
-        cgroup = groups
-            .0
-            .into_iter()
-            .find(|group| group.hierarchy == 0)
-            .map(|group| group.pathname);
-    }
-    let mut task = Task {
-        uid: Uid(uid.unwrap_or(0)),
-        tgid: Tgid(ask.pid.unwrap_or(1)),
-        start: BootNs(1),
-        classified: 1,
-        cgroup: CgroupId(1),
-        ..Task::default()
-    };
-    if let Some(path) = path {
-        task.executable = executable(&path)?;
-    }
-    task.identity = identity(cgroup.as_deref().unwrap_or("/"));
     let protocol = match ask.protocol.as_str() {
         "tcp" => Protocol::TCP,
         "udp" => Protocol::UDP,

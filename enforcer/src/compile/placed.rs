@@ -1,0 +1,60 @@
+//! From sources that only the node can place to the places that they are here.
+
+use crate::bundle::{Bundle, Source, entries};
+
+use super::Facts;
+
+/// A source of which something is not protected here.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Uncovered {
+    /// The credential's id.
+    pub credential: String,
+    /// The source, as in [`Source`]'s words.
+    pub source: String,
+    /// What is not, and what to do.
+    pub reason: &'static str,
+}
+
+const NO_PODS: &str = "nothing tells this node which volumes of its pods it is in; name kubelet's directory as a `directory`, or a `file` in it";
+const IN_CONTAINERS: &str = "what is in containers' own file systems is not protected; `enforcer credentials scan` finds it";
+
+/// The bundle with every source at its places on this node, and what has none.
+pub(super) fn placed(bundle: &Bundle, facts: &Facts) -> (Bundle, Vec<Uncovered>) {
+    let mut bundle = bundle.clone();
+    let mut uncovered = Vec::new();
+    for credential in &mut bundle.credentials {
+        let sources = std::mem::take(&mut credential.sources);
+        for source in sources {
+            let (places, reason) = places(&source, facts);
+            uncovered.extend(reason.map(|reason| Uncovered {
+                credential: credential.id.clone(),
+                source: source.to_string(),
+                reason,
+            }));
+            credential.sources.extend(places.unwrap_or(vec![source]));
+        }
+    }
+    (bundle, uncovered)
+}
+
+/// Where a source is, unless it says so itself, and why that is not all.
+fn places(source: &Source, facts: &Facts) -> (Option<Vec<Source>>, Option<&'static str>) {
+    let pods = facts.pods.as_ref();
+    let no_pods = pods.is_none().then_some(NO_PODS);
+    match source {
+        Source::Catalogue(id) => {
+            let sources = entries(id).flat_map(|entry| entry.sources(&facts.homes));
+            let elsewhere = entries(id).any(|it| !it.paths.is_empty() || !it.containers.is_empty());
+            (Some(sources.collect()), elsewhere.then_some(IN_CONTAINERS))
+        }
+        Source::KubernetesSecret(secret) => {
+            let sources = pods.map(|it| it.secret(secret));
+            (Some(sources.unwrap_or_default()), no_pods)
+        }
+        Source::ServiceAccountToken(audience) => {
+            let sources = pods.map(|it| it.tokens(audience.as_deref()));
+            (Some(sources.unwrap_or_default()), no_pods)
+        }
+        _ => (None, None),
+    }
+}

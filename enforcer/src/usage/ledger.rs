@@ -1,0 +1,435 @@
+//! The usage ledger: who used what, where to, how often, first and last; and for which times that is known.
+//!
+//! One JSON file, replaced as a whole. It keeps what was seen over restarts and reboots; nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use enforcer_common::instance::classify_name;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Different uses that are kept. A node with more than that sees some of them not at all, and says so
+/// ([`Coverage::unkept`]).
+pub const ROWS: usize = 50_000;
+/// Gaps that are kept; of more, the oldest two become one, with what lies between.
+const GAPS: usize = 100;
+/// The file's format.
+const FORMAT: u32 = 1;
+
+/// A kind of use.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Row {
+    /// The credential's id.
+    pub credential: String,
+    /// The entitlement that decided, or the nearest.
+    pub entitlement: Option<String>,
+    /// The workload.
+    pub workload: Option<String>,
+    /// The program's path, or its name where the path is not known.
+    pub executable: String,
+    /// The user.
+    pub uid: u32,
+    /// What it ran in.
+    pub place: Place,
+    /// `read` or `reach`.
+    pub verb: String,
+    /// Where to, of a reach, and of a read at an endpoint.
+    pub destination: Option<Destination>,
+    /// `None` was allowed; else why it was denied, or would have been.
+    pub reason: Option<String>,
+    /// Whether a denial only would have been one.
+    pub monitored: bool,
+    /// Whether it was allowed because the workload is trusted with everything.
+    pub trusted: bool,
+}
+
+/// What a process ran in.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Place {
+    /// A systemd unit.
+    Unit(String),
+    /// A login session: somebody's own hands.
+    Session,
+    /// A container, or another scope.
+    Container,
+    /// None of these.
+    Nowhere,
+}
+
+impl Place {
+    /// Of a cgroup's path.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let mut names = path.split('/');
+        let instance = names.find(|name| classify_name(name.as_bytes()).is_instance());
+        match instance {
+            Some(name) if name.ends_with(".service") => Self::Unit(name.to_owned()),
+            Some(name) if name.starts_with("session-") => Self::Session,
+            Some(_) => Self::Container,
+            None => Self::Nowhere,
+        }
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Unit(name) => name,
+            Self::Session => "login session",
+            Self::Container => "container",
+            Self::Nowhere => "no unit",
+        }
+    }
+}
+
+/// Where to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Destination {
+    /// An address.
+    pub address: std::net::IpAddr,
+    /// 0 where the protocol has none.
+    pub port: u16,
+    /// `tcp`, `udp`, `icmp` or a number.
+    pub protocol: String,
+    /// The name that the address was resolved from.
+    pub host: Option<String>,
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.host {
+            Some(host) => write!(f, "{host}:{} ({})", self.port, self.protocol),
+            None => {
+                let socket = std::net::SocketAddr::new(self.address, self.port);
+                write!(f, "{socket} ({})", self.protocol)
+            }
+        }
+    }
+}
+
+/// How often, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seen {
+    /// How often.
+    pub count: u64,
+    /// The first time.
+    pub first: Timestamp,
+    /// The last time.
+    pub last: Timestamp,
+    /// In which hours, UTC: bit 0 to 23 those of Monday to Friday, 24 to 47 those of weekends.
+    pub hours: u64,
+}
+
+impl Seen {
+    /// So often in the time from `first` to `last`, most of it at the end.
+    #[must_use]
+    pub fn times(count: u64, first: Timestamp, last: Timestamp) -> Self {
+        let utc = last.to_zoned(TimeZone::UTC);
+        let is_weekend = utc.weekday().to_monday_zero_offset() >= 5;
+        let hour = utc.hour() as u32 + if is_weekend { 24 } else { 0 };
+        Self {
+            count,
+            first,
+            last,
+            hours: 1 << hour,
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+            hours: self.hours | other.hours,
+        }
+    }
+}
+
+/// A time for which nothing is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gap {
+    /// When it began.
+    pub from: Timestamp,
+    /// When it ended.
+    pub to: Timestamp,
+    /// Why.
+    pub reason: String,
+}
+
+/// Since when uses are seen, and when they were not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Coverage {
+    /// Since when gates have stood here.
+    pub since: Timestamp,
+    /// Until when it is known that they did.
+    pub until: Timestamp,
+    /// When they did not in between.
+    pub gaps: Vec<Gap>,
+    /// Records of denials that were lost. (Where one of an allowed use is, there is a gap.)
+    pub lost: u64,
+    /// Kinds of use for which this ledger had no room.
+    pub unkept: u64,
+}
+
+impl Coverage {
+    /// For how long in all, in the time from `from` on, it is known what was used.
+    #[must_use]
+    pub fn covered(&self, from: Timestamp) -> SignedDuration {
+        let from = from.max(self.since);
+        let missing = self.gaps.iter().map(|gap| {
+            let within = gap.to.duration_since(gap.from.max(from));
+            within.max(SignedDuration::ZERO)
+        });
+        let all = self.until.duration_since(from).max(SignedDuration::ZERO);
+        missing.fold(all, |all, gap| all.saturating_sub(gap))
+    }
+
+    /// Whether it would have been seen, had something been used in the time from `from` on.
+    #[must_use]
+    pub fn is_whole(&self, from: Timestamp) -> bool {
+        from >= self.since && self.unkept == 0 && !self.gaps.iter().any(|gap| gap.to > from)
+    }
+}
+
+/// Everything that was seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    /// When.
+    pub coverage: Coverage,
+    /// What.
+    pub rows: BTreeMap<Row, Seen>,
+    /// The ids of entitlements by their numbers in the kernel's tables, for the next daemon that takes those over.
+    pub numbers: BTreeMap<u32, String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    format: u32,
+    coverage: Coverage,
+    rows: Vec<(Row, Seen)>,
+    numbers: BTreeMap<u32, String>,
+}
+
+impl Ledger {
+    /// One that begins now.
+    #[must_use]
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            coverage: Coverage {
+                since: now,
+                until: now,
+                gaps: Vec::new(),
+                lost: 0,
+                unkept: 0,
+            },
+            rows: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+        }
+    }
+
+    /// Reads one; `None` if there is none yet.
+    ///
+    /// # Errors
+    /// If it cannot be read or is none.
+    pub fn load(path: &Path) -> io::Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(bytes) => Self::parse(&bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The ledger behind what [`Ledger::bytes`] gave, or what `enforcer usage -o json --ledger` did.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(bytes: &[u8]) -> io::Result<Self> {
+        let stored: Stored = serde_json::from_slice(bytes)?;
+        if stored.format != FORMAT {
+            return Err(io::Error::other(format!(
+                "a usage ledger of format {}; this version reads format {FORMAT}",
+                stored.format
+            )));
+        }
+        Ok(Self {
+            coverage: stored.coverage,
+            rows: stored.rows.into_iter().collect(),
+            numbers: stored.numbers,
+        })
+    }
+
+    /// For a file.
+    ///
+    /// # Errors
+    /// None that anybody has seen.
+    pub fn bytes(&self) -> io::Result<Vec<u8>> {
+        let rows = self.rows.iter().map(|(row, seen)| (row.clone(), *seen));
+        let stored = Stored {
+            format: FORMAT,
+            coverage: self.coverage.clone(),
+            rows: rows.collect(),
+            numbers: self.numbers.clone(),
+        };
+        Ok(serde_json::to_vec(&stored)?)
+    }
+
+    /// Adds what was seen.
+    pub fn add(&mut self, row: &Row, seen: Seen) {
+        if let Some(known) = self.rows.get_mut(row) {
+            *known = known.and(seen);
+        } else if self.rows.len() < ROWS {
+            self.rows.insert(row.clone(), seen);
+        } else {
+            self.coverage.unkept += 1;
+        }
+    }
+
+    /// Nothing is known from `from` to `to`.
+    pub fn missed(&mut self, from: Timestamp, to: Timestamp, reason: &str) {
+        if to <= from {
+            return;
+        }
+        let gaps = &mut self.coverage.gaps;
+        match gaps.last_mut() {
+            Some(last) if last.to >= from && last.reason == reason => last.to = to,
+            _ => gaps.push(Gap {
+                from,
+                to,
+                reason: reason.to_owned(),
+            }),
+        }
+        if gaps.len() > GAPS {
+            let oldest = gaps.remove(0);
+            gaps[0].from = oldest.from;
+        }
+        self.coverage.until = self.coverage.until.max(to);
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn at(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    pub fn row(credential: &str) -> Row {
+        Row {
+            credential: credential.to_owned(),
+            entitlement: None,
+            workload: None,
+            executable: "/usr/bin/app".to_owned(),
+            uid: 0,
+            place: Place::Unit("app.service".to_owned()),
+            verb: "read".to_owned(),
+            destination: None,
+            reason: None,
+            monitored: false,
+            trusted: false,
+        }
+    }
+
+    #[test]
+    fn it_is_the_same_when_read_again() {
+        let mut ledger = Ledger::new(at("2026-11-01T00:00:00Z"));
+        let mut reach = row("key");
+        reach.destination = Some(Destination {
+            address: "2001:db8::1".parse().expect("an address"),
+            port: 443,
+            protocol: "tcp".to_owned(),
+            host: Some("api.example.com".to_owned()),
+        });
+        let [monday, sunday] = ["2026-11-02T09:30:00Z", "2026-11-08T10:00:00Z"].map(at);
+        ledger.add(&reach, Seen::times(1, monday, monday));
+        ledger.add(&reach, Seen::times(4, monday, sunday));
+        ledger.missed(
+            at("2026-11-04T00:00:00Z"),
+            at("2026-11-05T00:00:00Z"),
+            "no daemon",
+        );
+        assert_eq!(ledger.rows[&reach].count, 5);
+        assert_eq!(ledger.rows[&reach].hours, 1 << 9 | 1 << 34);
+        let bytes = ledger.bytes().expect("it can be written");
+        assert_eq!(Ledger::parse(&bytes).expect("it can be read"), ledger);
+        assert!(Ledger::parse(b"{\"format\":9,\"coverage\":{},\"rows\":[]}").is_err());
+    }
+
+    #[test]
+    fn gaps_are_not_covered() {
+        let mut ledger = Ledger::new(at("2026-11-01T00:00:00Z"));
+        ledger.missed(
+            at("2026-11-03T00:00:00Z"),
+            at("2026-11-04T00:00:00Z"),
+            "off",
+        );
+        ledger.coverage.until = at("2026-11-11T00:00:00Z");
+        let days = |text| ledger.coverage.covered(at(text)).as_hours() / 24;
+        assert_eq!(days("2026-10-01T00:00:00Z"), 9);
+        assert_eq!(days("2026-11-03T12:00:00Z"), 7);
+        assert_eq!(days("2026-11-04T00:00:00Z"), 7);
+        assert_eq!(days("2026-11-12T00:00:00Z"), 0);
+        assert!(ledger.coverage.is_whole(at("2026-11-04T00:00:00Z")));
+        assert!(!ledger.coverage.is_whole(at("2026-11-03T23:00:00Z")));
+        assert!(!ledger.coverage.is_whole(at("2026-10-31T00:00:00Z")));
+    }
+
+    #[test]
+    fn many_gaps_become_fewer_and_never_shorter() {
+        let mut ledger = Ledger::new(at("2026-01-01T00:00:00Z"));
+        for hour in 0..300 {
+            let from = at("2026-01-01T00:00:00Z") + SignedDuration::from_hours(2 * hour);
+            ledger.missed(from, from + SignedDuration::from_hours(1), "off");
+        }
+        assert_eq!(ledger.coverage.gaps.len(), GAPS);
+        assert_eq!(ledger.coverage.gaps[0].from, at("2026-01-01T00:00:00Z"));
+    }
+
+    #[test]
+    fn without_room_it_says_so() {
+        let mut ledger = Ledger::new(at("2026-01-01T00:00:00Z"));
+        let since = ledger.coverage.since;
+        let once = Seen::times(1, since, since);
+        for number in 0..ROWS + 2 {
+            let mut row = row("key");
+            row.uid = number as u32;
+            ledger.add(&row, once);
+        }
+        assert_eq!((ledger.rows.len(), ledger.coverage.unkept), (ROWS, 2));
+    }
+
+    #[test]
+    fn places_come_from_paths() {
+        for (path, place) in [
+            (
+                "/system.slice/app.service/sub",
+                Place::Unit("app.service".to_owned()),
+            ),
+            (
+                "/user.slice/user-1000.slice/session-3.scope",
+                Place::Session,
+            ),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service",
+                Place::Unit("a.service".to_owned()),
+            ),
+            ("/system.slice/docker-0a1b.scope", Place::Container),
+            ("/", Place::Nowhere),
+        ] {
+            assert_eq!(Place::of(path), place, "{path}");
+        }
+    }
+}
