@@ -5,8 +5,8 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// A later one must have a higher version.
-static VERSION: AtomicU64 = AtomicU64::new(1);
+/// A later one must have a higher version; 1 is for what is to be older than all.
+static VERSION: AtomicU64 = AtomicU64::new(2);
 
 /// Whether every bundle also has the entitlement of [`STEADY`].
 static STEADY_IN_ALL: AtomicBool = AtomicBool::new(false);
@@ -54,6 +54,14 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// `/srv/t/key` as `key`, and an entitlement to it of `/opt/t/entitled`; `rest` as in [`Parts::entitlement`].
+    pub fn of_key(rest: &str) -> Self {
+        Self::default()
+            .file("key", "/srv/t/key")
+            .workload("app", "executable: {path: /opt/t/entitled}")
+            .entitlement("E1", "app", "key", rest)
+    }
+
     /// With this instead of what stood before the lists.
     pub fn front(mut self, text: impl Into<String>) -> Self {
         self.front = text.into();

@@ -5,9 +5,9 @@ use std::{path::Path, thread, time::Duration};
 use anyhow::{Context as _, Result};
 use enforcer::bundle::Labels;
 use enforcer_governance::{
-    client::{Client, Config, Link, Order, Pace},
+    client::{Client, Config, EVIDENCE_CURSOR, Link, Order, Pace},
     contract::NodeStatus,
-    spool::Spool,
+    journal::{Journal, Limits},
     state::State,
 };
 use tokio::sync::{mpsc, watch};
@@ -26,7 +26,13 @@ pub fn run(directory: &Path, url: &str, node: &str) -> Result<bool> {
 
 async fn report(directory: &Path, url: &str, node: &str) -> Result<()> {
     let own = directory.join("reporter");
-    let mut spool = Spool::open(&own.join("evidence"), u64::MAX).context("no spool")?;
+    let limits = Limits {
+        bytes: u64::MAX,
+        age: Duration::MAX,
+        keep_for: Some(EVIDENCE_CURSOR),
+    };
+    let mut journal = Journal::new(&own.join("log"), limits);
+    journal.open().context("no log")?;
     let server = directory.join("server");
     let (state, held, _) = State::open(
         &own.join("governance"),
@@ -38,6 +44,7 @@ async fn report(directory: &Path, url: &str, node: &str) -> Result<()> {
     let client = Client {
         config: Config {
             url: url.to_owned(),
+            others: Default::default(),
             authority: server.join("ca.pem"),
             node: node.to_owned(),
             labels: Labels::new(),
@@ -53,7 +60,7 @@ async fn report(directory: &Path, url: &str, node: &str) -> Result<()> {
         held,
         orders,
         status: status.subscribe(),
-        evidence: Some(spool.reader()),
+        evidence: Some(journal.reader()),
         link: watch::Sender::new(Link::default()),
     };
     tokio::spawn(client.run());
@@ -68,8 +75,9 @@ async fn report(directory: &Path, url: &str, node: &str) -> Result<()> {
     tokio::task::spawn_blocking(move || -> Result<()> {
         loop {
             if !own.join(ENOUGH).exists() {
-                let number = spool.written() + 1;
-                spool.append(&format!("{{\"number\":{number}}}"))?;
+                let number = journal.head().sequence + 1;
+                journal.append(&serde_json::json!({"number": number}))?;
+                journal.commit()?;
             }
             thread::sleep(PAUSE);
         }

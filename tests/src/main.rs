@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 
 mod actor;
 mod attacks;
+mod bench;
 mod bpf;
 mod bundle;
 mod cases;
@@ -18,7 +19,6 @@ mod evidence;
 mod fleet;
 mod harness;
 mod isolate;
-mod load;
 mod peer;
 mod replay;
 
@@ -33,7 +33,7 @@ struct Cli {
 enum Command {
     /// Run the cases, one after the other
     Guest {
-        /// Only the cases with this in their names
+        /// Only the cases with this in their names, or with one of several that `|` separates
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
         /// Do a tenth of what is done many times
@@ -82,22 +82,15 @@ enum Command {
     Coverage,
     /// Tell the story
     Demo,
-    /// Measure with many credentials and entitlements
-    Load {
-        /// How many credentials, and how many entitlements
-        #[arg(long, default_value_t = 10_000)]
-        size: usize,
-        /// How often each measured operation is done
-        #[arg(long, default_value_t = 2_000)]
-        operations: usize,
-    },
+    /// Measure what operations cost with the daemon and without
+    Bench(bench::Args),
     /// Measure how soon a revocation is in the kernel
     Revocations {
         /// How many
         #[arg(long, default_value_t = 200)]
         count: usize,
     },
-    /// Measure a governance server with many nodes
+    /// Measure governance servers with many nodes
     Fleet {
         /// How many
         #[arg(long, default_value_t = 5_000)]
@@ -105,6 +98,9 @@ enum Command {
         /// How many entitlements each has
         #[arg(long, default_value_t = 100)]
         entitlements: usize,
+        /// How many servers; several have a cluster of NATS, and one of each is killed at the end
+        #[arg(long, default_value_t = 1)]
+        servers: u16,
     },
     /// Compare the kernel's decisions with the host's
     Replay {
@@ -120,6 +116,13 @@ enum Command {
         /// The steps
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         steps: Vec<String>,
+    },
+    /// Be a process that measures
+    #[command(hide = true)]
+    Measure {
+        set: bench::operations::Set,
+        times: usize,
+        peer: std::net::SocketAddr,
     },
     /// Be a node that only reports
     #[command(hide = true)]
@@ -183,8 +186,12 @@ fn main() -> ExitCode {
         Command::Fleet {
             nodes,
             entitlements,
-        } => fleet::run(nodes, entitlements),
-        Command::Load { size, operations } => load::run(size, operations).map(|()| true),
+            servers,
+        } => fleet::run(nodes, entitlements, servers),
+        Command::Bench(args) => return apart(false, |_| bench::run(&args).map(|()| true)),
+        Command::Measure { set, times, peer } => {
+            bench::operations::run(set, times, peer).map(|()| true)
+        }
         Command::Replay { cases, seed } => replay::run(cases, seed),
         Command::Peer => peer::run().map(|()| true),
     };

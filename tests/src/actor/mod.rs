@@ -141,6 +141,7 @@ fn hand_on(verb: &str, state: &mut State, words: &mut Words) -> Option<u8> {
         "exec-crowded" => processes::exec_crowded,
         "exec-memory" => processes::exec_memory,
         "into-cgroup" => processes::into_cgroup,
+        "with-number" => processes::with_number,
         "thread-exec" => processes::thread_exec,
         "shell" => processes::shell,
         _ => return None,

@@ -56,12 +56,18 @@ fn source_routed(words: &mut Words, kind: i32, by_message: bool) -> nix::Result<
         return send_with(&fd, declared, libc::IPPROTO_IP, libc::IP_RETOPTS, &option);
     }
     set_bytes(&fd, libc::IPPROTO_IP, libc::IP_OPTIONS, &option)?;
+    send_routed(&fd, declared, kind)
+}
+
+/// Sends the payload on a socket of this kind.
+fn send_routed(fd: &OwnedFd, declared: SocketAddr, kind: i32) -> nix::Result<()> {
+    let to = SockaddrStorage::from(declared);
     if kind == libc::SOCK_DGRAM {
-        return send_to(&fd, PAYLOAD, &SockaddrStorage::from(declared), 0).map(|_| ());
+        return send_to(fd, PAYLOAD, &to, 0).map(|_| ());
     }
     // Nobody answers at the end of the route; fast open puts the payload into the first packet.
     let fast = libc::MSG_FASTOPEN | libc::MSG_DONTWAIT;
-    match send_to(&fd, PAYLOAD, &SockaddrStorage::from(declared), fast) {
+    match send_to(fd, PAYLOAD, &to, fast) {
         Ok(_) | Err(Errno::EINPROGRESS) => Ok(()),
         Err(error) => Err(error),
     }
@@ -131,14 +137,7 @@ fn routed_socket(words: &mut Words, kind: i32) -> nix::Result<(OwnedFd, SocketAd
 /// IPv6: the same by a routing header.
 fn routing(words: &mut Words, kind: i32) -> nix::Result<()> {
     let (fd, declared) = routed_socket(words, kind)?;
-    if kind == libc::SOCK_DGRAM {
-        return send_to(&fd, PAYLOAD, &SockaddrStorage::from(declared), 0).map(|_| ());
-    }
-    let fast = libc::MSG_FASTOPEN | libc::MSG_DONTWAIT;
-    match send_to(&fd, PAYLOAD, &SockaddrStorage::from(declared), fast) {
-        Ok(_) | Err(Errno::EINPROGRESS) => Ok(()),
-        Err(error) => Err(error),
-    }
+    send_routed(&fd, declared, kind)
 }
 
 fn routing_preset(state: &mut State, words: &mut Words) -> nix::Result<()> {

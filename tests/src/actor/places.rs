@@ -4,6 +4,7 @@ use std::{
     ffi::CString,
     fs, io,
     io::Read as _,
+    os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _},
     path::Path,
     sync::{
         Arc,
@@ -32,6 +33,8 @@ pub fn perform(verb: &str, words: &mut Words) -> Option<nix::Result<Done>> {
             Ok(Done::default())
         }),
         "user-namespace" => user_namespace(),
+        "terminal" => terminal(),
+        "leave-terminal" => unistd::setsid().map(|_| Done::default()),
         "enter-mounts" => words.number().and_then(enter_mounts),
         "overlay" => words.next().and_then(|lower| {
             let upper = words.next()?;
@@ -49,6 +52,34 @@ pub fn perform(verb: &str, words: &mut Words) -> Option<nix::Result<Done>> {
         "memory-name" => rename_arguments(),
         _ => return None,
     })
+}
+
+/// The first of a session of its own, with a terminal that stays as long as it does.
+fn terminal() -> nix::Result<Done> {
+    unistd::setsid()?;
+    let master = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NOCTTY)
+        .open("/dev/ptmx")
+        .map_err(|error| errno(&error))?;
+    let unlocked: libc::c_int = 0;
+    // SAFETY: calls on a terminal that is open; what one of them reads is there.
+    unsafe {
+        Errno::result(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCSPTLCK,
+            &raw const unlocked,
+        ))?;
+        let slave = libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY,
+        );
+        Errno::result(libc::ioctl(Errno::result(slave)?, libc::TIOCSCTTY, 0))?;
+    }
+    std::mem::forget(master);
+    Ok(Done::default())
 }
 
 /// Root in a user namespace of its own, with the mounts that allows.

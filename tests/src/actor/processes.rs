@@ -263,34 +263,58 @@ pub fn exec_memory(_: State, steps: Vec<String>) -> nix::Result<u8> {
 
 /// A child born in another cgroup, the first word.
 pub fn into_cgroup(state: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
     if steps.is_empty() {
         return Err(Errno::EINVAL);
     }
     let place = format!("/sys/fs/cgroup/{}", steps.remove(0));
     let cgroup = fs::File::open(place).map_err(|error| places::errno(&error))?;
-    /// `struct clone_args`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Arguments {
-        flags: u64,
-        before: [u64; 3],
-        exit_signal: u64,
-        between: [u64; 5],
-        cgroup: u64,
-    }
-    const CLONE_INTO_CGROUP: u64 = 1 << 33;
-    let arguments = Arguments {
+    let arguments = CloneArguments {
         flags: CLONE_INTO_CGROUP,
-        exit_signal: libc::SIGCHLD as u64,
         cgroup: cgroup.as_raw_fd() as u64,
-        ..Arguments::default()
+        ..CloneArguments::default()
+    };
+    clone3(arguments, state, steps)
+}
+
+/// A child with this number, the first word.
+pub fn with_number(state: State, mut steps: Vec<String>) -> nix::Result<u8> {
+    if steps.is_empty() {
+        return Err(Errno::EINVAL);
+    }
+    let number: i32 = steps.remove(0).parse().map_err(|_| Errno::EINVAL)?;
+    let arguments = CloneArguments {
+        numbers: (&raw const number).addr() as u64,
+        count: 1,
+        ..CloneArguments::default()
+    };
+    clone3(arguments, state, steps)
+}
+
+/// `struct clone_args`.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    before: [u64; 3],
+    exit_signal: u64,
+    between: [u64; 3],
+    numbers: u64,
+    count: u64,
+    cgroup: u64,
+}
+
+fn clone3(arguments: CloneArguments, state: State, steps: Vec<String>) -> nix::Result<u8> {
+    let arguments = CloneArguments {
+        exit_signal: libc::SIGCHLD as u64,
+        ..arguments
     };
     // SAFETY: like a fork, with the arguments as long as said; an actor has no other threads.
     let child = Errno::result(unsafe {
         libc::syscall(
             libc::SYS_clone3,
             &raw const arguments,
-            size_of::<Arguments>(),
+            size_of::<CloneArguments>(),
         )
     })?;
     match child {

@@ -34,7 +34,8 @@ pub fn table() -> String {
         };
         let _ = writeln!(
             text,
-            "* `{tier}`: {} caught, {} not caught, {} not run",
+            "* `{}`: {} caught, {} not caught, {} not run",
+            tier.name(),
             count(|seen| matches!(seen, Seen::Caught)),
             count(|seen| matches!(seen, Seen::NotCaught(_))),
             count(|seen| matches!(seen, Seen::NotRun(_))),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
@@ -179,11 +179,12 @@ pub const ATTACKS: &[Attack] = &[
             s.scene.daemon()?.events.all_parsed()
         },
     ),
-    untried(
+    attack(
         "D18",
         "log_tampered",
         "the event log changed afterwards",
-        "the log has no chain yet",
+        CAUGHT,
+        log_tampered,
     ),
     attack(
         "D19",
@@ -374,6 +375,40 @@ pub const ATTACKS: &[Attack] = &[
     ),
 ];
 
+/// Root makes a denial in the log one that never was.
+fn log_tampered(s: &mut Stage<'_>) -> Result<()> {
+    s.standard()?;
+    s.attack(&other(), Goal::Read, &[READ])?;
+    s.scene.off()?;
+    let verify = || Ok::<_, anyhow::Error>(daemon::enforcer(&["log", "verify"])?.status.code());
+    ensure!(
+        verify()? == Some(0),
+        "the log is not whole before anybody touches it"
+    );
+    let denied = "\"verdict\":\"deny\"";
+    for entry in fs::read_dir(daemon::NODE_LOG)? {
+        let path = entry?.path();
+        let Ok(text) = fs::read_to_string(&path) else {
+            continue;
+        };
+        let changed = text.replacen(denied, "\"verdict\":\"allow\"", 1);
+        if changed == text {
+            continue;
+        }
+        fs::write(&path, &changed)?;
+        let found = verify();
+        fs::write(&path, &text)?;
+        ensure!(
+            found? == Some(3),
+            "a changed record in {} is not found",
+            path.display()
+        );
+        ensure!(verify()? == Some(0), "changed back, it is not whole");
+        return Ok(());
+    }
+    bail!("no denial in {}", daemon::NODE_LOG)
+}
+
 type Make = fn(&str) -> io::Result<()>;
 
 const TRAPS: &[(&str, Make)] = &[
@@ -458,17 +493,14 @@ fn with_daemon_still(
 fn clock_set_back(s: &mut Stage<'_>) -> Result<()> {
     use nix::time::{ClockId, clock_gettime, clock_settime};
     s.alone()?;
-    let end = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(6);
-    let bundle = Bundle::default()
-        .file("key", "/srv/t/key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement(
-            "E1",
-            "app",
-            "key",
-            &format!("{DESTINATIONS}, validUntil: {end}"),
-        );
-    s.on(&bundle)?;
+    // So that it ends after the twin's use, however slow the machine is.
+    let started = Instant::now();
+    s.on(&Bundle::of_key(DESTINATIONS))?;
+    s.twin(&entitled(), Goal::Read, &[READ])?;
+    let end = jiff::Timestamp::now() + 2 * started.elapsed();
+    s.on(&Bundle::of_key(&format!(
+        "{DESTINATIONS}, validUntil: {end}"
+    )))?;
     s.twin(&entitled(), Goal::Read, &[READ])?;
     while jiff::Timestamp::now() <= end {
         thread::sleep(Duration::from_millis(100));

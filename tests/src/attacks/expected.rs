@@ -3,41 +3,15 @@
 use std::fmt;
 
 use anyhow::{Context as _, Result, bail};
+pub use enforcer::kernel::tier::Tier;
 
 use Seen::{Caught, CaughtOrTold, NotCaught, NotRun};
 
-/// How a node is gated.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Tier {
-    /// BPF LSM hooks.
-    Lsm,
-    /// The same hooks where `bpf` is not in the LSM list.
-    ModifyReturn,
-    /// Permission events.
-    Fanotify,
-}
-
-impl Tier {
-    /// All of them, in the order of the table.
-    pub const ALL: [Self; 3] = [Self::Lsm, Self::ModifyReturn, Self::Fanotify];
-
-    /// By the name that the daemon uses.
-    pub fn parse(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|tier| tier.to_string() == name)
-            .with_context(|| format!("{name:?} is no tier"))
-    }
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Lsm => "lsm",
-            Self::ModifyReturn => "modify-return",
-            Self::Fanotify => "fanotify",
-        })
-    }
+/// By the name that the daemon uses.
+pub fn tier(name: &str) -> Result<Tier> {
+    let mut all = Tier::ALL.into_iter();
+    all.find(|tier| tier.name() == name)
+        .with_context(|| format!("{name:?} is no tier"))
 }
 
 /// A kernel's version, as far as behaviour follows it.
@@ -254,7 +228,8 @@ impl Expected {
 
 impl Differing {
     fn words(&self) -> String {
-        let tier = self.tier.map(|tier| format!("{tier} ")).unwrap_or_default();
+        let tier = self.tier.map(|tier| format!("{} ", tier.name()));
+        let tier = tier.unwrap_or_default();
         let seen = self.seen;
         let (major, minor) = if self.before == EVER {
             return format!("{tier}from {}.{}: {seen}", self.from.0, self.from.1);

@@ -12,11 +12,11 @@ use super::{
         Seen::{Caught, NotCaught},
         hooks_only, open,
     },
-    stage::{Goal, READ, Stage, Temporary, Tried, pids, root},
+    stage::{Goal, READ, Stage, Temporary, Tried, root},
 };
 use crate::{
     cases::standard::DESTINATIONS,
-    harness::{Actor, Bundle, Cgroup, Event, PROGRAMS, Running, check, wait_for},
+    harness::{Actor, Bundle, Cgroup, Event, PROGRAMS, Running, wait_for},
 };
 
 const SEND: &str = "tcp 10.20.0.66:9000";
@@ -203,13 +203,7 @@ fn shell(s: &mut Stage<'_>, twin: &str, attack: &str) -> Result<Tried> {
     let mut run = |script: &str, hope: bool| -> Result<Tried> {
         let before = s.frames()?;
         let outcome = root("other").run([format!("shell {script}")])?;
-        Ok(Tried {
-            goal: Goal::Send,
-            got: s.arrived(&before, hope)?,
-            errno: outcome.last()?.errno,
-            pids: pids(&outcome),
-            text: check::summary(&outcome),
-        })
+        s.sent(&before, hope, &outcome)
     };
     let tried = run(twin, true)?;
     ensure!(tried.got, "the harmless twin did not send: {}", tried.text);
@@ -291,13 +285,7 @@ fn heard(
     let before = s.frames()?;
     s.works(giver, steps)?;
     let outcome = taker.finish()?;
-    let tried = Tried {
-        goal: Goal::Send,
-        got: s.arrived(&before, hope)?,
-        errno: outcome.last()?.errno,
-        pids: pids(&outcome),
-        text: check::summary(&outcome),
-    };
+    let tried = s.sent(&before, hope, &outcome)?;
     ensure!(
         !hope || tried.got,
         "the harmless twin did not send: {}",

@@ -51,7 +51,7 @@ fn spoofed(s: &mut Stage<'_>) -> Result<()> {
     governance.kill()?;
     // It has everything of the real one but the key that signs.
     let server = governance.path("server");
-    for name in ["governance.key", "trust.json", "issued"] {
+    for name in ["governance.key", "trust.json", "head.json", "blobs"] {
         let path = server.join(name);
         let removed = if path.is_dir() {
             fs::remove_dir_all(&path)

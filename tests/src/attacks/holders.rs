@@ -11,12 +11,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     Attack, attack,
     expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier, hooks_only, open},
-    stage::{Goal, READ, Stage, Tried, pids, root},
+    stage::{Goal, READ, Stage, root},
     untried,
 };
 use crate::{
     cases::{entitled, other},
-    harness::{ALICE, Actor, Bundle, Cgroup, FILES, PROGRAMS, check, write},
+    harness::{ALICE, Actor, Bundle, Cgroup, FILES, PROGRAMS, write},
 };
 
 const SEND: &str = "tcp 10.20.0.66:9000";
@@ -113,13 +113,7 @@ pub const ATTACKS: &[Attack] = &[
             s.works(&root("entitled"), &[READ, &write])?;
             let before = s.frames()?;
             let outcome = target.go_on()?;
-            let tried = Tried {
-                goal: Goal::Send,
-                got: s.arrived(&before, true)?,
-                errno: outcome.last()?.errno,
-                pids: pids(&outcome),
-                text: check::summary(&outcome),
-            };
+            let tried = s.sent(&before, true, &outcome)?;
             s.judge(&tried)
         },
     ),
@@ -460,13 +454,7 @@ fn script(s: &mut Stage<'_>, text: &str) -> Result<()> {
         let inside = other().within(unit.name());
         let before = s.frames()?;
         let outcome = inside.run([format!("shell {script}")])?;
-        let tried = Tried {
-            goal: Goal::Send,
-            got: s.arrived(&before, twin)?,
-            errno: outcome.last()?.errno,
-            pids: pids(&outcome),
-            text: check::summary(&outcome),
-        };
+        let tried = s.sent(&before, twin, &outcome)?;
         if twin {
             ensure!(tried.got, "the harmless twin did not send: {}", tried.text);
         } else {
@@ -492,26 +480,14 @@ fn handed_on(s: &mut Stage<'_>, reading: &[&str], writing: &str) -> Result<()> {
     let reader = root("other").start(reading)?;
     s.works(&root("entitled"), &[READ, writing])?;
     let outcome = reader.finish()?;
-    let tried = Tried {
-        goal: Goal::Send,
-        got: s.arrived(&before, s.seen.why().is_some())?,
-        errno: outcome.last()?.errno,
-        pids: pids(&outcome),
-        text: check::summary(&outcome),
-    };
+    let tried = s.sent(&before, s.seen.why().is_some(), &outcome)?;
     s.judge(&tried)
 }
 
 fn late_send(s: &mut Stage<'_>, late: super::stage::Waiting) -> Result<()> {
     let before = s.frames()?;
     let outcome = late.go_on()?;
-    let tried = Tried {
-        goal: Goal::Send,
-        got: s.arrived(&before, s.seen.why().is_some())?,
-        errno: outcome.last()?.errno,
-        pids: pids(&outcome),
-        text: check::summary(&outcome),
-    };
+    let tried = s.sent(&before, s.seen.why().is_some(), &outcome)?;
     s.judge(&tried)
 }
 

@@ -63,11 +63,7 @@ pub const ATTACKS: &[Attack] = &[
 ];
 
 fn bundle(front: &str, serves: &str) -> Bundle {
-    Bundle::default()
-        .front(front)
-        .file("key", "/srv/t/key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement("E1", "app", "key", &format!("{DESTINATIONS}{serves}"))
+    Bundle::of_key(&format!("{DESTINATIONS}{serves}")).front(front)
 }
 
 /// The world outside connects and takes what it is given.

@@ -5,11 +5,11 @@ use anyhow::{Context as _, Result};
 use super::{
     Attack, attack,
     expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier},
-    stage::{Goal, READ, Stage, Tried, pids, root},
+    stage::{Goal, READ, Stage, root},
 };
 use crate::{
     cases::{entitled, standard::DESTINATIONS},
-    harness::{Allowed, Bundle, Killed, check},
+    harness::{Allowed, Bundle, Killed},
 };
 
 const DIAL: &str = "dial 10.20.0.66:9000";
@@ -126,13 +126,7 @@ pub const ATTACKS: &[Attack] = &[
             s.on(&bundle("destinations: none"))?;
             let before = s.frames()?;
             let outcome = late.go_on()?;
-            let tried = Tried {
-                goal: Goal::Send,
-                got: s.arrived(&before, false)?,
-                errno: outcome.last()?.errno,
-                pids: pids(&outcome),
-                text: check::summary(&outcome),
-            };
+            let tried = s.sent(&before, false, &outcome)?;
             s.judge(&tried)
         },
     ),

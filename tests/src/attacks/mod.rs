@@ -118,10 +118,10 @@ impl Suite {
             .context("cannot allow ping sockets")?;
         scene.on(&stage::standard_bundle()?)?;
         let status = harness::daemon::status()?;
-        let tier = Tier::parse(status["tier"].as_str().unwrap_or_default())?;
+        let tier = expected::tier(status["tier"].as_str().unwrap_or_default())?;
         let uname = nix::sys::utsname::uname()?;
         let kernel = expected::kernel(&uname.release().to_string_lossy())?;
-        println!("tier {tier}, kernel {}.{}", kernel.0, kernel.1);
+        println!("tier {}, kernel {}.{}", tier.name(), kernel.0, kernel.1);
         Ok(Self {
             scene,
             tier,

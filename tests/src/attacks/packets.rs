@@ -263,15 +263,7 @@ fn neighbours(s: &mut Stage<'_>) -> Result<()> {
 
 /// The daemon resolves names by itself; what a workload has in its files is nothing to it.
 fn forged_name(s: &mut Stage<'_>) -> Result<()> {
-    let bundle = Bundle::default()
-        .file("key", "/srv/t/key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement(
-            "E1",
-            "app",
-            "key",
-            "destinations: [{host: good.example, ports: [9000]}]",
-        );
+    let bundle = Bundle::of_key("destinations: [{host: good.example, ports: [9000]}]");
     s.on(&bundle)?;
     fs::write("/srv/t/hosts", "10.20.0.66 good.example\n")?;
     let steps = [

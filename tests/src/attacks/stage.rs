@@ -349,6 +349,18 @@ impl Stage<'_> {
         })
     }
 
+    /// What came of steps whose last one sends, begun when these frames had arrived. With `hope` that it arrives, that
+    /// is waited for.
+    pub fn sent(&mut self, before: &Frames, hope: bool, outcome: &Outcome) -> Result<Tried> {
+        Ok(Tried {
+            goal: Goal::Send,
+            got: self.arrived(before, hope)?,
+            errno: outcome.last()?.errno,
+            pids: pids(outcome),
+            text: check::summary(outcome),
+        })
+    }
+
     /// A holder tells somebody of another workload something; so does, as the twin, who holds nothing.
     pub fn tells(&mut self, listening: &[&str], telling: &str) -> Result<()> {
         let twin = self.relayed((&root("other"), listening), (&root("entitled"), &[telling]))?;

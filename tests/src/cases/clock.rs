@@ -47,16 +47,8 @@ fn step(forward: bool) -> Result<()> {
 
 fn expiry_and_clock_steps(scene: &mut Scene) -> Result<()> {
     let end = Timestamp::now() + LASTS;
-    let bundle = Bundle::default()
-        .file("key", "/srv/t/key")
+    let bundle = Bundle::of_key(&format!("{DESTINATIONS}, validUntil: {end}"))
         .file("second-key", "/srv/t/second-key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement(
-            "E1",
-            "app",
-            "key",
-            &format!("{DESTINATIONS}, validUntil: {end}"),
-        )
         .entitlement("E2", "app", "second-key", DESTINATIONS);
     scene.on(&bundle)?;
     let read = "read /srv/t/key";

@@ -18,7 +18,7 @@ use crate::{
         Allowed, Bundle, Refused, check,
         daemon::status,
         governance::{Governance, URL, connected, revoked},
-        wait_for, write,
+        spread, wait_for, write,
     },
     peer,
 };
@@ -122,17 +122,13 @@ pub fn measure(count: usize) -> Result<bool> {
             (outcome.last().ok()?.errno == 0).then_some(())
         })?;
     }
-    for (what, mut spans) in ["read by an open descriptor", "send on a connection"]
+    for (what, spans) in ["read by an open descriptor", "send on a connection"]
         .into_iter()
         .zip(spans)
     {
-        spans.sort_by(f64::total_cmp);
-        let at = |part: f64| spans[((spans.len() - 1) as f64 * part) as usize];
         println!(
-            "{count} revocations, from the commit to the first refused {what}: p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms",
-            at(0.5),
-            at(0.99),
-            at(1.0)
+            "{count} revocations, from the commit to the first refused {what}: {}",
+            spread(spans)
         );
     }
     scene.off()?;
@@ -446,8 +442,10 @@ fn evidence_survives_kills(scene: &mut Scene) -> Result<()> {
         same = if now == last && now > 0 { same + 1 } else { 0 };
         last = now;
     }
-    let evidence = governance.path("reporter/evidence");
-    let stored: u64 = fs::read_to_string(evidence.join("stored"))?.parse()?;
+    let evidence = governance.path("reporter/log");
+    let cursor = fs::read_to_string(evidence.join("cursors/governance"))?;
+    let (_, stored) = cursor.trim().split_once(' ').context("no position")?;
+    let stored: u64 = stored.parse()?;
     let mut segments: Vec<_> = fs::read_dir(&evidence)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| path.extension().is_some_and(|it| it == "jsonl"))

@@ -42,16 +42,8 @@ fn kill_twin_with_block(scene: &mut Scene) -> Result<()> {
 }
 
 fn kill_at_the_read(scene: &mut Scene) -> Result<()> {
-    let bundle = Bundle::default()
-        .front("defaults: {action: kill}\n")
-        .file("key", "/srv/t/key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement(
-            "E1",
-            "app",
-            "key",
-            &format!("{DESTINATIONS}, action: block"),
-        );
+    let bundle = Bundle::of_key(&format!("{DESTINATIONS}, action: block"))
+        .front("defaults: {action: kill}\n");
     scene.on(&bundle)?;
     scene.check(&other(), &[("read /srv/t/key", Killed)])?;
     scene.check(&other(), &[("read /srv/t/second-key", Allowed)])?;

@@ -78,7 +78,7 @@ const MISTAKES: [(&str, &str); 20] = [
     ),
     ("defaults: {mode: enforced}\n", "did you mean `enforce`?"),
     (
-        "defaults: {action: freeze}\n",
+        "entitlements: [{id: E, workload: a, credential: b, schedule: weekdays}]\n",
         "not supported by this version yet",
     ),
     (

@@ -190,7 +190,7 @@ fn hands_on(scene: &mut Scene, from: Kind, to: Kind, number: u64) -> Result<()> 
     let (giver, taker) = (from.cgroup(number)?, to.cgroup(number)?);
     let events = scene.daemon()?.events.clone();
     // A process before this one may have had its number.
-    let before = events.total();
+    let before = events.last();
     let reads =
         within("other", &taker).start([format!("read {FIFO}"), format!("tcp {}", to.home)])?;
     let gives = format!("shell {PROGRAMS}/entitled cat {} > {FIFO}", from.key());
@@ -200,7 +200,7 @@ fn hands_on(scene: &mut Scene, from: Kind, to: Kind, number: u64) -> Result<()> 
     let pid = outcome.last()?.pid;
     let denial = wait_for("the denial", || {
         events.find(|event| {
-            event.is_denial() && event.pid() == u64::from(pid) && event.sequence() >= before
+            event.is_denial() && event.pid() == u64::from(pid) && event.sequence() > before
         })
     })?;
     let way = denial.0["path"].as_array().map_or(0, Vec::len);

@@ -116,7 +116,7 @@ fn ring_full(scene: &mut Scene) -> Result<()> {
     daemon.signal(Signal::SIGCONT)?;
     let events = daemon.events.clone();
     let lost = wait_for("the loss to be told", || {
-        events.find(|event| event.kind() == "lost" && event.0["ring"] == "denials")
+        events.find(|event| event.kind() == "lost" && event.0["stage"] == "denials")
     })?;
     let lost = lost.0["count"].as_u64().unwrap_or_default() as usize;
     ensure!(
@@ -157,7 +157,7 @@ fn flood_of_refused_opens(scene: &mut Scene) -> Result<()> {
     let events = scene.daemon()?.events.clone();
     let lost = wait_for(
         "the denials that were not told one by one to be counted",
-        || events.find(|event| event.kind() == "lost" && event.0["ring"] == "denials"),
+        || events.find(|event| event.kind() == "lost" && event.0["stage"] == "denials"),
     )?;
     let mut refused = 0;
     for flood in floods {

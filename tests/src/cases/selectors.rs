@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Scene, cases, entitled, other};
-use crate::harness::{ALICE, Actor, Allowed, BOB, Cgroup, Refused};
+use super::{Scene, cases, entitled, other, standard::DESTINATIONS};
+use crate::harness::{ALICE, Actor, Allowed, BOB, Bundle, Cgroup, Refused};
 
 cases![
     unit_selects,
@@ -12,6 +12,8 @@ cases![
     unit_and_executable,
     reasons_for_reads,
     cgroup_names_elsewhere_do_not_select,
+    units_of_users,
+    root_of_a_user_namespace,
 ];
 
 fn unit_selects(scene: &mut Scene) -> Result<()> {
@@ -106,4 +108,70 @@ fn cgroup_names_elsewhere_do_not_select(scene: &mut Scene) -> Result<()> {
         &[("read /srv/t/unit-key", Refused("wrong-workload"))],
     )?;
     Ok(())
+}
+
+fn units_of_users(scene: &mut Scene) -> Result<()> {
+    let bundle = Bundle::default()
+        .file("key", "/srv/t/key")
+        .file("unit-key", "/srv/t/unit-key")
+        .workload("alices", "systemdUnit: {name: backup.service, user: alice}")
+        .workload("systems", "systemdUnit: backup.service")
+        .entitlement("E-alices", "alices", "key", DESTINATIONS)
+        .entitlement("E-systems", "systems", "unit-key", DESTINATIONS);
+    let manager = |uid: u32| format!("user.slice/user-{uid}.slice/user@{uid}.service");
+    let (alice, bob) = (manager(ALICE), manager(BOB));
+    // One that was there before the bundle, and those that come.
+    let early = Cgroup::new(&format!("{alice}/app.slice/app-one.slice/backup.service"))?;
+    scene.on(&bundle)?;
+    let (alices, systems) = ("read /srv/t/key", "read /srv/t/unit-key");
+    let refused = Refused("wrong-workload");
+    for place in [
+        format!("{alice}/app.slice/backup.service"),
+        format!("{alice}/backup.service/sub"),
+        format!("{alice}/app.slice/deep.slice/backup.service"),
+    ] {
+        let place = Cgroup::new(&place)?;
+        let actor = other().within(place.name());
+        scene.check(&actor, &[(alices, Allowed), (systems, refused)])?;
+    }
+    let actor = other().within(early.name());
+    scene.check(&actor, &[(alices, Allowed), (systems, refused)])?;
+    let unit = Cgroup::unit("backup.service")?;
+    let actor = other().within(unit.name());
+    scene.check(&actor, &[(alices, refused), (systems, Allowed)])?;
+    // Of another user; within another unit; by names that only the host may give.
+    for place in [
+        format!("{bob}/app.slice/backup.service"),
+        format!("{alice}/mine.service/backup.service"),
+        format!("{bob}/app.slice/user@{ALICE}.service/backup.service"),
+        format!("{bob}/mine.service/{alice}/backup.service"),
+        format!("system.slice/mine.service/{alice}/backup.service"),
+    ] {
+        let place = Cgroup::new(&place)?;
+        let actor = other().within(place.name());
+        scene.check(&actor, &[(alices, refused), (systems, refused)])?;
+    }
+    Ok(())
+}
+
+fn root_of_a_user_namespace(scene: &mut Scene) -> Result<()> {
+    let bundle = Bundle::default()
+        .file("key", "/srv/t/key")
+        .file("unit-key", "/srv/t/unit-key")
+        .workload("roots", "executable: {path: /opt/t/other}, user: root")
+        .workload("alices", "executable: {path: /opt/t/other}, user: alice")
+        .entitlement("E-roots", "roots", "key", DESTINATIONS)
+        .entitlement("E-alices", "alices", "unit-key", DESTINATIONS);
+    scene.on(&bundle)?;
+    let steps = [("read /srv/t/key", Allowed)];
+    scene.check(&Actor::new("/opt/t/other"), &steps)?;
+    let steps = [
+        ("user-namespace", Allowed),
+        (
+            "read /srv/t/key",
+            Refused("wrong-workload|unclassified-workload"),
+        ),
+        ("read /srv/t/unit-key", Allowed),
+    ];
+    scene.check(&other(), &steps).map(drop)
 }

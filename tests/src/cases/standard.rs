@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
+use enforcer::bundle::Digest;
 
 use crate::harness::{Bundle, FILES, PROGRAMS};
 
@@ -72,8 +72,8 @@ const ENTITLED: [(&str, &str, &str); 15] = [
 /// SHA-256 of a file, in hex.
 pub fn sha256(path: &str) -> Result<String> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {path}"))?;
-    let digest = Sha256::digest(&bytes);
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    let Digest(digest) = Digest::of_bytes(&bytes);
+    Ok(digest)
 }
 
 /// The bundle.

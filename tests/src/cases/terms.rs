@@ -125,11 +125,7 @@ fn monitored_entitlement(scene: &mut Scene) -> Result<()> {
 }
 
 fn monitored_bundle(scene: &mut Scene) -> Result<()> {
-    let bundle = Bundle::default()
-        .front("defaults: {mode: monitor, action: kill}\n")
-        .file("key", "/srv/t/key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement("E1", "app", "key", DESTINATIONS);
+    let bundle = Bundle::of_key(DESTINATIONS).front("defaults: {mode: monitor, action: kill}\n");
     scene.on(&bundle)?;
     let outcome = scene.check(&other(), &[("read /srv/t/key", Allowed)])?;
     recorded(&find_denial(scene, outcome.pid, "read")?)?;
@@ -152,16 +148,8 @@ fn monitored_bundle(scene: &mut Scene) -> Result<()> {
 
 fn times_not_yet_valid(scene: &mut Scene) -> Result<()> {
     let tomorrow = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24);
-    let bundle = Bundle::default()
-        .file("key", "/srv/t/key")
+    let bundle = Bundle::of_key(&format!("{DESTINATIONS}, validFrom: {tomorrow}"))
         .file("second-key", "/srv/t/second-key")
-        .workload("app", "executable: {path: /opt/t/entitled}")
-        .entitlement(
-            "E1",
-            "app",
-            "key",
-            &format!("{DESTINATIONS}, validFrom: {tomorrow}"),
-        )
         .entitlement(
             "E2",
             "app",

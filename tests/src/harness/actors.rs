@@ -196,6 +196,12 @@ impl Running {
         stdin.write_all(b"\n").context("it has gone")
     }
 
+    /// Whether SIGKILL has ended it.
+    pub fn was_killed(&mut self) -> bool {
+        let ended = self.child.try_wait().ok().flatten();
+        ended.is_some_and(|status| status.signal() == Some(libc::SIGKILL))
+    }
+
     /// What it has said so far, without what was only waited for.
     pub fn said(&self) -> &[Step] {
         &self.steps

@@ -27,6 +27,8 @@ pub const LOGS: &str = "/var/log/enforcer";
 pub const LOG: &str = "/var/log/enforcer/tests.log";
 /// Its record of events.
 pub const EVENT_LOG: &str = "/var/log/enforcer/tests-events.jsonl";
+/// Its log, unless it is told another directory.
+pub const NODE_LOG: &str = "/var/lib/enforcer/log";
 /// The tier that it is told to use; without, it chooses.
 static TIER: OnceLock<String> = OnceLock::new();
 /// Ending takes no longer than this.
@@ -100,10 +102,14 @@ impl Daemon {
         fs::create_dir_all("/run/enforcer")?;
         fs::create_dir_all(LOGS)?;
         let log = File::options().create(true).append(true).open(LOG)?;
+        // Most cases are not about how often somebody is killed.
+        let often = ["--actions-per-minute", "100000"];
+        let often = (!options.contains(&often[0])).then_some(often);
         let tier = TIER.get().map(|tier| ["--tier", tier]);
         let mut child = Command::new("enforcer")
             .args(["run", "--event-log", EVENT_LOG])
             .args(tier.iter().flatten())
+            .args(often.iter().flatten())
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

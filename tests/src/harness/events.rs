@@ -84,8 +84,8 @@ struct Kept {
     events: VecDeque<Event>,
     /// Lines that are not JSON.
     strange: Vec<String>,
-    /// How many there were, canaries included.
-    total: u64,
+    /// The number of the last one, canaries included.
+    last: u64,
 }
 
 /// All events of one daemon.
@@ -100,10 +100,13 @@ impl Events {
         thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
                 let Ok(mut kept) = kept.lock() else { return };
-                kept.total += 1;
                 match serde_json::from_str(&line).map(Event) {
-                    Ok(event) if event.is_canary() => {}
-                    Ok(event) => kept.events.push_back(event),
+                    Ok(event) => {
+                        kept.last = event.sequence();
+                        if !event.is_canary() {
+                            kept.events.push_back(event);
+                        }
+                    }
                     Err(_) => kept.strange.push(line),
                 }
                 if kept.events.len() > KEPT {
@@ -134,9 +137,9 @@ impl Events {
         )
     }
 
-    /// How many lines there were: the next one has at least this `sequence`.
-    pub fn total(&self) -> u64 {
-        self.0.lock().map_or(0, |kept| kept.total)
+    /// The `sequence` of the last one.
+    pub fn last(&self) -> u64 {
+        self.0.lock().map_or(0, |kept| kept.last)
     }
 
     /// Fails if any line was no JSON.

@@ -30,6 +30,14 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// How long is waited for something that should not happen.
 pub const A_MOMENT: Duration = Duration::from_millis(80);
 
+/// How long many of something took, each in milliseconds, in words.
+pub fn spread(mut spans_ms: Vec<f64>) -> String {
+    spans_ms.sort_by(f64::total_cmp);
+    let at = |part: f64| spans_ms[((spans_ms.len() - 1) as f64 * part) as usize];
+    let [half, most, all] = [0.5, 0.99, 1.0].map(at);
+    format!("p50 {half:.1} ms, p99 {most:.1} ms, longest {all:.1} ms")
+}
+
 /// Users that the guest has.
 pub const ALICE: u32 = 1000;
 /// A second one.
