@@ -24,7 +24,7 @@ pub struct Args {
 
 /// Runs the demonstration; its status is the story's.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    setup::run()?;
+    setup::run(false)?;
     programs::run()?;
     let story = Mutex::new(Vec::new());
     // The guest's terminal is a serial line, which cannot tell where its output ends up.
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Standard output, and a copy.
-struct Tee<'a>(&'a Mutex<Vec<u8>>);
+pub struct Tee<'a>(pub &'a Mutex<Vec<u8>>);
 
 impl Write for Tee<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -25,6 +25,17 @@ pub fn static_programs() -> PathBuf {
     target().join("static/x86_64-unknown-linux-gnu/release")
 }
 
+/// One of them; it has to be there.
+pub fn built_program(name: &str) -> Result<PathBuf> {
+    let program = static_programs().join(name);
+    anyhow::ensure!(
+        program.is_file(),
+        "there is no {}: try `cargo xtask build`",
+        program.display()
+    );
+    Ok(program)
+}
+
 /// The cache, shared by all checkouts: kernels are large and do not depend on the source.
 pub fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {

@@ -46,3 +46,14 @@ fn user_space() -> Result<()> {
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
     cmd::stream(&mut cargo).context("cannot build the user-space programs")
 }
+
+/// Seconds since 1970 at which what is built was committed, for archives that come out the same each time; 0 outside
+/// a git checkout.
+pub fn committed_at() -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["log", "-1", "--format=%ct"])
+        .current_dir(paths::workspace());
+    let time = cmd::capture(&mut git).unwrap_or_default();
+    let time = time.trim();
+    if time.is_empty() { "0" } else { time }.to_owned()
+}

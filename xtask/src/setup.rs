@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    apt, cmd,
+    apt, cmd, servers,
     toolchain::{self, Ebpf, LLVM_MAJOR},
 };
 
@@ -35,6 +35,9 @@ const LINKER_PACKAGES: &[&str] = &[
     "gcc",
 ];
 
+/// Debian packages for tests of the page, as a person sees it.
+const BROWSER_PACKAGES: &[&str] = &["chromium", "chromium-driver", "fonts-dejavu-core"];
+
 /// Programs to expect where there are no Debian packages to ask for.
 const PROGRAMS: &[&str] = &[
     "qemu-system-x86_64",
@@ -45,12 +48,15 @@ const PROGRAMS: &[&str] = &[
     "setpriv",
 ];
 
-/// Installs what is missing.
-pub fn run() -> Result<()> {
+/// Installs what is missing; with `tests` also what only those need.
+pub fn run(tests: bool) -> Result<()> {
     let mut changed = false;
-    changed |= packages()?;
+    changed |= packages(tests)?;
     changed |= bpf_linker()?;
     changed |= components()?;
+    if tests {
+        changed |= servers::fetch()?;
+    }
     let toolchain = Ebpf::find()?;
     if changed {
         println!("setup: done; eBPF is built with the {toolchain:?} toolchain");
@@ -60,31 +66,38 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn packages() -> Result<bool> {
+fn packages(tests: bool) -> Result<bool> {
     if cmd::which("dpkg-query").is_none() {
-        return other_distribution();
+        return other_distribution(tests);
     }
     let compiler = if matches!(Ebpf::find(), Ok(Ebpf::Nightly)) {
         &[][..]
     } else {
         COMPILER_PACKAGES
     };
-    let wanted: Vec<&str> = [GUEST_PACKAGES, compiler, LINKER_PACKAGES].concat();
+    let browser = if tests { BROWSER_PACKAGES } else { &[] };
+    let wanted: Vec<&str> = [GUEST_PACKAGES, compiler, LINKER_PACKAGES, browser].concat();
     let missing = missing_packages(&wanted)?;
     if missing.is_empty() {
         return Ok(false);
     }
     println!("setup: installing {}", missing.join(" "));
-    if apt::check_lists().is_err() {
-        as_root(&["apt-get", "update"])?;
+    install(&missing)?;
+    Ok(true)
+}
+
+/// Installs packages; where apt's lists are of an earlier day they may not have them all.
+fn install(packages: &[&str]) -> Result<()> {
+    let mut words = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
+    words.extend(packages);
+    if apt::check_lists().is_ok() && as_root(&words).is_ok() {
+        return Ok(());
     }
-    let mut install = vec!["apt-get", "install", "--yes", "--no-install-recommends"];
-    install.extend(missing);
-    as_root(&install).context(
+    as_root(&["apt-get", "update"])?;
+    as_root(&words).context(
         "cannot install Debian packages (if it is rustc-web or llvm-22-dev that this release lacks, \
          `rustup toolchain install nightly --component rust-src` and bpf-linker from upstream serve as well)",
-    )?;
-    Ok(true)
+    )
 }
 
 fn missing_packages<'a>(wanted: &[&'a str]) -> Result<Vec<&'a str>> {
@@ -110,10 +123,12 @@ fn not_installed<'a>(status: &str, wanted: &[&'a str]) -> Vec<&'a str> {
         .collect()
 }
 
-fn other_distribution() -> Result<bool> {
+fn other_distribution(tests: bool) -> Result<bool> {
+    let browser = tests.then_some("chromedriver");
     let missing: Vec<&str> = PROGRAMS
         .iter()
         .copied()
+        .chain(browser)
         .filter(|name| cmd::which(name).is_none())
         .collect();
     if !missing.is_empty() {

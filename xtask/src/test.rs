@@ -38,7 +38,11 @@ type Row = (Option<&'static str>, &'static str, &'static [&'static str]);
 
 /// What fits into an hour on two cores: each suite on each tier, on old and new kernels; the longest first.
 const USUAL: &[Row] = &[
-    (Some("6.1"), "lsm", &[PROBE, ATTACKS, REPLAY, CASES]),
+    (
+        Some("6.1"),
+        "lsm",
+        &[PROBE, ATTACKS, REPLAY, CASES_IN_BRIEF],
+    ),
     (Some("newest"), "lsm", &[ATTACKS, REPLAY, CASES_IN_BRIEF]),
     (Some("5.10"), "modify-return", &[ATTACKS]),
     (Some("6.12"), "lsm", &[REPLAY, CASES_IN_BRIEF, TOOLS]),
@@ -62,8 +66,6 @@ const EVERYTHING: &[Row] = &[
     (None, "fanotify", &[ATTACKS]),
 ];
 
-/// As Ubuntu and many managed nodes boot.
-const LSM_WITHOUT_BPF: &str = "lockdown,yama,apparmor";
 /// How much of a failed stage's log is shown.
 const LOG_LINES: usize = 40;
 /// Emulation is slow, and a guest that stands still is found out sooner than this.
@@ -81,7 +83,7 @@ pub struct Args {
     /// Run only the guests' cases of this name
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
-    /// Run every suite on every kernel (an hour and more), not what fits into an hour
+    /// Run every suite on every kernel (some hours), not what fits into an hour
     #[arg(long)]
     everything: bool,
 }
@@ -94,6 +96,7 @@ enum Stage {
     Clippy,
     Docs,
     Unit,
+    Package,
     Fuzz,
     Guest,
 }
@@ -175,11 +178,11 @@ fn commands(stage: Stage) -> Result<Vec<Command>> {
     };
     let xtask = |task: &str| -> Result<Command> {
         let mut xtask = Command::new(std::env::current_exe().context("cannot find xtask itself")?);
-        xtask.arg(task);
+        xtask.args(task.split(' '));
         Ok(xtask)
     };
     Ok(match stage {
-        Stage::Setup => vec![xtask("setup")?],
+        Stage::Setup => vec![xtask("setup --tests")?],
         Stage::Fmt => vec![cargo("fmt --all --check")],
         Stage::Build => vec![xtask("build")?],
         Stage::Clippy => vec![
@@ -195,6 +198,10 @@ fn commands(stage: Stage) -> Result<Vec<Command>> {
         Stage::Unit => vec![cargo(
             "test --workspace --exclude enforcer-ebpf --no-fail-fast",
         )],
+        Stage::Package => vec![
+            xtask("package --no-build --check")?,
+            xtask("image --no-build --check")?,
+        ],
         Stage::Fuzz => fuzz::commands()?,
         Stage::Guest => vec![],
     })
@@ -331,7 +338,7 @@ fn run_suites(job: &Job, filter: Option<&str>, log: &Path) -> Result<()> {
     let options = vm::Options {
         timeout: GUEST_TIMEOUT_SECS,
         // A list without `bpf`: there the other tiers are what there is.
-        lsm: (job.tier != "lsm").then(|| LSM_WITHOUT_BPF.to_owned()),
+        lsm: (job.tier != "lsm").then(|| vm::LSM_WITHOUT_BPF.to_owned()),
         tools: job.suites.contains(&TOOLS),
         ..vm::Options::for_kernel(kernel.clone())
     };

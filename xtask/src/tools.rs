@@ -1,4 +1,4 @@
-//! Programs from Debian that secrets commonly pass through, for guests that try them.
+//! Programs from Debian that secrets commonly pass through, and that make file systems, for guests that try them.
 
 use std::{
     fs::{self, File},
@@ -16,13 +16,16 @@ const SUITE: &str = "trixie";
 /// The programs, and the libraries that they are linked with.
 const PACKAGES: &[&str] = &[
     "docker-cli",
+    "e2fsprogs",
     "git",
     "openssh-client",
     "python3.13-minimal",
     "libpython3.13-minimal",
     "libc6",
+    "libblkid1",
     "libcom-err2",
     "libexpat1",
+    "libext2fs2t64",
     "libgssapi-krb5-2",
     "libk5crypto3",
     "libkeyutils1",
@@ -30,7 +33,9 @@ const PACKAGES: &[&str] = &[
     "libkrb5support0",
     "libpcre2-8-0",
     "libselinux1",
+    "libss2",
     "libssl3t64",
+    "libuuid1",
     "libzstd1",
     "zlib1g",
 ];

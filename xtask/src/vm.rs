@@ -35,6 +35,9 @@ const LOG_LINES: usize = 40;
 /// For kernels whose default list lacks `bpf`: Debian's newer default, as far as it is compiled in.
 const LSM_WITH_BPF: &str = "lockdown,yama,loadpin,safesetid,integrity,apparmor,bpf";
 
+/// As Ubuntu and many managed nodes boot.
+pub const LSM_WITHOUT_BPF: &str = "lockdown,yama,apparmor";
+
 /// All that QEMU can emulate but one instruction: with 7.2's `cmpxchg16b`, 11 of 65 boots ended in a double
 /// fault with garbage in the flags; without it, 0 of 65. Kernels have another way where it is missing.
 const CPU: &str = "max,-cx16";

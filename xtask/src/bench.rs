@@ -1,0 +1,61 @@
+//! What the enforcer costs, in guests whose time counts instructions.
+
+use std::{fs, process::ExitCode, sync::Mutex};
+
+use anyhow::{Context as _, Result};
+
+use crate::{demo::Tee, kernels::Wanted, paths, programs, setup, vm};
+
+/// `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Measure on this kernel (may be repeated)
+    #[arg(long, default_values = ["6.1", "newest"])]
+    kernel: Vec<Wanted>,
+    /// Measure on this tier (may be repeated): lsm, modify-return or fanotify
+    #[arg(long, default_values = ["lsm", "fanotify"])]
+    tier: Vec<String>,
+    /// How many entitlements there are, one measurement for each
+    #[arg(long, default_value = "10,1000")]
+    entitlements: String,
+    /// Measure with what is built
+    #[arg(long)]
+    no_build: bool,
+}
+
+/// Measures on each kernel and tier; what is printed is also in `target/bench`.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !args.no_build {
+        setup::run(false)?;
+        programs::run()?;
+    }
+    let directory = paths::target().join("bench");
+    fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    for kernel in &args.kernel {
+        for tier in &args.tier {
+            let options = vm::Options {
+                icount: true,
+                memory: 4096,
+                timeout: 3600,
+                lsm: (tier != "lsm").then(|| vm::LSM_WITHOUT_BPF.to_owned()),
+                ..vm::Options::for_kernel(kernel.clone())
+            };
+            let command = format!(
+                "enforcer probe | grep -i verifier; enforcer-tests bench --tier {tier} --entitlements {}",
+                args.entitlements
+            );
+            println!("{kernel} {tier}");
+            let printed = Mutex::new(Vec::new());
+            let status = vm::status(vm::run(&options, &command, Tee(&printed)));
+            let file = directory.join(format!("{kernel}-{tier}.txt").replace('/', "_"));
+            let printed = printed.into_inner().unwrap_or_default();
+            fs::write(&file, printed)
+                .with_context(|| format!("cannot write {}", file.display()))?;
+            if status != 0 {
+                return Ok(ExitCode::from(status));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
