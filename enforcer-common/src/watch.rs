@@ -9,6 +9,7 @@
 //! A pattern in the kernel is a prefix and a suffix. Where a glob says more (`?`, `[a-z]`, two stars) the
 //! kernel's pattern matches more than the glob; the daemon looks again and lifts what was too much.
 
+use crate::branchless::less;
 use crate::ids::{CredentialId, WatchNode};
 
 /// Longest literal name in the tree, in bytes.
@@ -104,13 +105,15 @@ impl Pattern {
         first: &[u64; NAME_BYTES / 8],
         last: &[u64; SUFFIX_BYTES / 8],
     ) -> bool {
-        len >= self.min_len
-            && (first[0] ^ self.prefix[0]) & self.prefix_mask[0] == 0
-            && (first[1] ^ self.prefix[1]) & self.prefix_mask[1] == 0
-            && (first[2] ^ self.prefix[2]) & self.prefix_mask[2] == 0
-            && (first[3] ^ self.prefix[3]) & self.prefix_mask[3] == 0
-            && (last[0] ^ self.suffix[0]) & self.suffix_mask[0] == 0
-            && (last[1] ^ self.suffix[1]) & self.suffix_mask[1] == 0
+        // Without branches, each of which the verifier would walk.
+        let differs = (first[0] ^ self.prefix[0]) & self.prefix_mask[0]
+            | (first[1] ^ self.prefix[1]) & self.prefix_mask[1]
+            | (first[2] ^ self.prefix[2]) & self.prefix_mask[2]
+            | (first[3] ^ self.prefix[3]) & self.prefix_mask[3]
+            | (last[0] ^ self.suffix[0]) & self.suffix_mask[0]
+            | (last[1] ^ self.suffix[1]) & self.suffix_mask[1];
+        let too_short = less(u64::from(len), u64::from(self.min_len));
+        differs | too_short == 0
     }
 }
 

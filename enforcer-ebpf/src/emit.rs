@@ -1,9 +1,9 @@
 //! Sending records to user space.
 
 use aya_ebpf::{
-    helpers::{
-        bpf_get_current_comm,
-        generated::{bpf_get_current_task, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str},
+    helpers::generated::{
+        bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_boot_ns,
+        bpf_probe_read_kernel_str,
     },
     maps::RingBuf,
 };
@@ -12,7 +12,7 @@ use enforcer_common::{
     capacity,
     event::{ANCESTORS, Gate, Kind, Notice, NoticeKind, Ring, Use},
     facts::Task,
-    ids::{BootNs, CgroupId, InodeKey, Tgid, Tid},
+    ids::{BootNs, CgroupId, InodeKey, Tgid},
     tables::Share,
     verdict::Verdict,
 };
@@ -146,12 +146,11 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         return 0;
     };
     let record = entry.as_mut_ptr();
-    // SAFETY: the reserved memory is one `Use`; every field is written.
+    // SAFETY: the reserved memory is one `Use`, of whole words; every one is written.
     unsafe {
+        clear(record);
         (*record).time = time;
         (*record).task = *task;
-        (*record).destination = Destination::default();
-        (*record).file = InodeKey::default();
         // Word by word: for a copy of the whole the compiler calls a function that compares the two addresses,
         // which the verifier does not allow.
         let (first, second) = (object.read_volatile(), object.add(1).read_volatile());
@@ -178,12 +177,6 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
         (*record).taken = (how >> 16) as u8;
         (*record).trusted = u8::from(verdict.trusted());
         (*record).target = Tgid((how >> 32) as u32);
-        (*record).reserved = 0;
-        (*record).tid = Tid(0);
-        (*record).parent = Tgid(0);
-        (*record).ancestors = [Tgid(0); ANCESTORS];
-        (*record).comm = [0; 16];
-        (*record).executable_name = [0; 64];
     }
     if how >> 24 & 1 != 0 {
         // SAFETY: no arguments; the address is only read through `read`.
@@ -201,7 +194,7 @@ fn send(time: BootNs, task: &Task, object: *const u64, verdict: Verdict, how: u6
                 (*record).ancestors[generation] = Tgid(read(ancestor + offset!(task_tgid)));
                 generation += 1;
             }
-            (*record).comm = bpf_get_current_comm().unwrap_or_default();
+            bpf_get_current_comm((&raw mut (*record).comm).cast(), 16);
             if file != 0 {
                 let dentry: u64 = read(file + offset!(file_path) + offset!(path_dentry));
                 let name: u64 = read(dentry + offset!(dentry_name) + QSTR_NAME);
@@ -230,20 +223,35 @@ pub fn notice(kind: NoticeKind, cgroup: CgroupId, directory: InodeKey, file: Ino
         return;
     };
     let record = entry.as_mut_ptr();
-    // SAFETY: the reserved memory is one `Notice`; every field is written.
+    // SAFETY: the reserved memory is one `Notice`, of whole words; every one is written.
     unsafe {
+        clear(record);
         (*record).time = now();
         (*record).cgroup = cgroup;
         (*record).directory = directory;
         (*record).file = file;
         (*record).kind = kind as u32;
-        (*record).reserved = 0;
-        (*record).name = [0; 256];
         if name != 0 {
             bpf_probe_read_kernel_str((&raw mut (*record).name).cast(), 256, name as *const _);
         }
     }
     entry.submit(0);
+}
+
+/// Writes zeroes, word by word.
+///
+/// # Safety
+///
+/// The memory is a `T`'s, which has whole words and may be all zeroes.
+#[inline(always)]
+unsafe fn clear<T>(record: *mut T) {
+    let words = record.cast::<u64>();
+    let mut word = 0;
+    while word < size_of::<T>() / 8 {
+        // SAFETY: within the value, by the caller's promise.
+        unsafe { words.add(word).write_volatile(0) };
+        word += 1;
+    }
 }
 
 /// Reserves one record, or counts the loss.

@@ -33,29 +33,59 @@ pub fn started() {
     // SAFETY: no arguments; the address is only read through `read`.
     let current = unsafe { bpf_get_current_task() };
     let mm: u64 = read(current + offset!(task_mm));
-    let mut at: u64 = read(mm + offset!(mm_env_start));
+    let begin: u64 = read(mm + offset!(mm_env_start));
     let end: u64 = read(mm + offset!(mm_env_end));
-    let mut begins = 1;
+    let mut at = begin | BEGINS;
     let mut piece = 0;
     while piece < ENVIRONMENT_PIECES {
-        piece = opaque(piece + 1);
-        if at >= end {
+        piece = opaque(piece + PIECES_AT_ONCE);
+        if at & !BEGINS >= end {
             return;
         }
-        let found = look(at, begins);
+        at = look_on(at, end);
+        if at == 0 {
+            break;
+        }
+    }
+    overflow();
+}
+
+/// A loop of a global function, which is walked once, in a loop: fewer steps to walk.
+const PIECES_AT_ONCE: u64 = 16;
+
+/// Set in an address where a variable begins; no program's memory is there.
+const BEGINS: u64 = 1 << 63;
+
+/// Looks at some pieces from an address on, with [`BEGINS`]. Returns where it got to, likewise, or 0 if something could
+/// not be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn look_on(from: u64, end: u64) -> u64 {
+    let mut at = from;
+    let mut piece = 0;
+    while piece < PIECES_AT_ONCE {
+        piece = opaque(piece + 1);
+        let address = at & !BEGINS;
+        if address >= end {
+            break;
+        }
+        let found = look(address, at >> 63);
         let len = found & 0xffff_ffff;
         if found >> 32 != 0 {
             start_with(found >> 32);
         }
         // Nothing could be read, which cannot be told from something hidden.
         if len == 0 {
-            break;
+            return 0;
         }
-        begins = u64::from(len < 64);
         // A piece that fills its place has no end of its own: the last byte was written over by one.
-        at += len - (1 - begins);
+        at = if len < 64 {
+            (address + len) | BEGINS
+        } else {
+            address + len - 1
+        };
     }
-    overflow();
+    at
 }
 
 /// Looks at one piece of text. Returns in the lower half its length with its end, 64 if that does not come, 0 if it

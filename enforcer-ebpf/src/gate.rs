@@ -63,21 +63,20 @@ pub fn hold(task: &Task, credential: CredentialId) -> u32 {
     holders::record(task, credential, info)
 }
 
-/// How a call came to its destination.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Named {
+/// How a call came to its destination; numbers, because an enum costs the verifier a path for each value.
+pub mod named {
     /// The call named it.
-    ByCall,
+    pub const BY_CALL: u64 = 0;
     /// It is the peer of a connected socket: what it may send was reported when it connected.
-    ByConnection,
+    pub const BY_CONNECTION: u64 = 1;
     /// Another gate decided the same call before, and reported what it let through.
-    Before,
+    pub const BEFORE: u64 = 2;
 }
 
-/// Decides the current task's call on the socket to `destination`, leaves its facts with the socket,
+/// Decides the current task's call on the socket to `destination`, `named` as in [`named`], leaves its facts with the socket,
 /// reports and acts. `true` refuses.
 #[inline(never)]
-pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named) -> bool {
+pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) -> bool {
     let mut task = Task::NOBODY;
     task::current(&mut task);
     let now = emit::now();
@@ -89,14 +88,14 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: Named
         socket.remember(&task);
     }
     let reported = match named {
-        Named::ByCall => true,
-        Named::ByConnection => verdict.reason() != 0,
-        Named::Before => verdict.refuses(),
+        named::BY_CONNECTION => verdict.reason() != 0,
+        named::BEFORE => verdict.refuses(),
+        _ => true,
     };
     if reported {
         // A signal is the LSM hooks' to send: cgroup programs may not, before 6.18.
         let taken = match named {
-            Named::Before => taken::REFUSED,
+            named::BEFORE => taken::REFUSED,
             _ => respond::act(verdict, &task),
         };
         emit::use_of(

@@ -5,7 +5,7 @@ use enforcer_common::{
     branchless::opaque,
     capacity::HELD_PER_HOLDER,
     facts::Task,
-    ids::{CgroupId, CredentialId},
+    ids::{BootNs, CgroupId, CredentialId},
     tables::{Cgroup, Credential, Holder, HolderKey},
 };
 
@@ -41,9 +41,23 @@ pub fn record(task: &Task, credential: CredentialId, flags: Credential) -> u32 {
 }
 
 /// Adds one credential to one holder. Returns one of [`added`].
-#[inline(never)]
+#[inline(always)]
 pub fn add(holder: Holder, credential: CredentialId) -> u32 {
-    add_to(&HOLDERS, holder, credential)
+    add_holding(holder.id, holder.start.0, credential.0.into()) as u32
+}
+
+/// [`add`] with a holder's two words. A global function, so that it is verified once, as the other two below.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn add_holding(id: u64, start: u64, credential: u64) -> u64 {
+    let credential = CredentialId(credential as u32);
+    add_to(&HOLDERS, holder(id, start), credential).into()
+}
+
+#[inline(always)]
+const fn holder(id: u64, start: u64) -> Holder {
+    let start = BootNs(start);
+    Holder { id, start }
 }
 
 /// Adds one credential to one entry of a table of holders. Two programs that add at the same moment take different
@@ -78,8 +92,16 @@ pub fn add_to(
 }
 
 /// Copies every credential of one holder to another. `false` if one could not be recorded.
-#[inline(never)]
+#[inline(always)]
 pub fn inherit(from: Holder, to: Holder) -> bool {
+    copy_holdings(from.id, from.start.0, to.id, to.start.0) != 0
+}
+
+/// [`inherit`] with the holders' words. 0 if one could not be recorded.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn copy_holdings(from: u64, from_start: u64, to: u64, to_start: u64) -> u64 {
+    let (from, to) = (holder(from, from_start), holder(to, to_start));
     let mut complete = true;
     let overflow = |holder| HolderKey {
         holder,
@@ -98,12 +120,20 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
         complete &= add(to, unsafe { *held }) != added::NOT;
         slot = opaque(slot + 1);
     }
-    complete
+    complete.into()
 }
 
 /// Forgets a holder that has ended.
-#[inline(never)]
+#[inline(always)]
 pub fn forget(holder: Holder) {
+    forget_holdings(holder.id, holder.start.0);
+}
+
+/// [`forget`] with the holder's words. Returns 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn forget_holdings(id: u64, start: u64) -> u64 {
+    let holder = holder(id, start);
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
@@ -115,6 +145,7 @@ pub fn forget(holder: Holder) {
     // The mark of overflow can be there with free slots before it.
     let slot = HELD_PER_HOLDER;
     let _ = HOLDERS.remove(&HolderKey { holder, slot });
+    0
 }
 
 /// Whether a holder holds anything.

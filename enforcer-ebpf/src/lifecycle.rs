@@ -35,7 +35,7 @@ pub fn conceived(child: u64, clone_flags: u64) {
     // What an instance holds, it holds already.
     if parent.instance.0 == 0
         && holders::holds(from)
-        && !holders::inherit(from, Holder::unborn(child))
+        && !holders::inherit(from, Holder::unborn(kernel::untyped(child)))
     {
         holders::unaccounted(parent.instance);
     }
@@ -62,7 +62,7 @@ pub extern "C" fn born(leader: u64, tgid: u64, start: u64) -> u64 {
 pub fn freed(task: u64) {
     let unborn = Holder::unborn(task);
     if holders::holds(unborn) {
-        holders::forget(unborn);
+        holders::forget(Holder::unborn(kernel::untyped(task)));
     }
     origin::freed(task);
     // With its first thread a process ends; one that gave its place to another by exec is no first one any more.
@@ -84,7 +84,7 @@ pub fn forked(parent: u64, child: u64) {
     let to = process(child);
     let unborn = Holder::unborn(child);
     if holders::holds(unborn) {
-        holders::forget(unborn);
+        holders::forget(Holder::unborn(kernel::untyped(child)));
     }
     if from == to {
         return;

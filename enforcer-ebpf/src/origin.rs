@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_get_current_task};
 use enforcer_common::{
     branchless::{all_ones, is_zero},
     event::NoticeKind,
-    ids::{CgroupId, IdentityId, InodeKey},
+    ids::{BootNs, CgroupId, IdentityId, InodeKey},
     iterate::Marking,
     origin::{self, INTERACTIVE, Origins, UNKNOWN},
     tables::{Cgroup, Holder, Origin, OriginKey, Relevant, RelevantKey},
@@ -12,7 +12,7 @@ use enforcer_common::{
 
 use crate::{
     emit,
-    kernel::read,
+    kernel::{read, untyped},
     lifecycle,
     maps::{
         ANCESTORS, CGROUPS, MARKING, ORIGIN_IDENTITIES, ORIGINS, ORIGINS_LOST, RELEVANT, RUNNING,
@@ -80,11 +80,20 @@ fn recorded(task: u64) -> u64 {
 }
 
 /// Adds to what is recorded of a process. Returns 1 if that was not there.
-#[inline(never)]
+#[inline(always)]
 fn add(process: Holder, bits: u64) -> u64 {
     if bits == 0 {
         return 0;
     }
+    add_origin(process.id, process.start.0, bits)
+}
+
+/// [`add`] with the process's words. A global function, so that it is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn add_origin(id: u64, start: u64, bits: u64) -> u64 {
+    let start = BootNs(start);
+    let process = Holder { id, start };
     let new = Origin::from_bits(bits);
     if ORIGINS.insert(&process, &new, BPF_NOEXIST as u64).is_ok() {
         return 1;
@@ -125,7 +134,10 @@ fn forget(process: Holder) {
 pub fn conceived(child: u64) {
     // SAFETY: no arguments; the address is only read through `read`.
     let parent = unsafe { bpf_get_current_task() };
-    add(Holder::unborn(child), now(parent) & !UNKNOWN);
+    let origin = now(parent) & !UNKNOWN;
+    if origin != 0 {
+        add(Holder::unborn(untyped(child)), origin);
+    }
 }
 
 /// A new process exists and has not run yet. It may have been made in another cgroup than its parent's.

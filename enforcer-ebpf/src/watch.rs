@@ -2,10 +2,11 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use enforcer_common::{
+    branchless::reload,
     capacity::{NODES_PER_WATCH, PATTERNS_PER_NODE},
     event::NoticeKind,
     ids::{CgroupId, CredentialId, InodeKey, WatchNode},
-    tables::{Versioned, Watch},
+    tables::{Tables, Versioned, Watch},
     watch::{ChildKey, NAME_BYTES, PatternKey, SUFFIX_BYTES},
 };
 
@@ -14,12 +15,11 @@ use crate::{
     kernel::{QSTR_LEN, QSTR_NAME, inode_key, is_directory, read},
     maps::{CHILDREN, FILES, NODES, PATTERNS, WATCHES},
     offset,
-    tables::settled,
+    tables::{KernelTables, settled},
     task,
 };
 
 /// What a name leads to: nodes for a directory, a credential for a file.
-#[derive(Default)]
 struct Arrival {
     watch: Watch,
     count: usize,
@@ -75,7 +75,18 @@ fn arrive(watch: &Watch, directory: InodeKey, dentry: u64, inode: u64) -> bool {
             .wrapping_sub(SUFFIX_BYTES as u64),
     );
 
-    let mut arrival = Arrival::default();
+    let Some(bundle) = KernelTables.bundle() else {
+        return true;
+    };
+    // A zero that the verifier does not know: else it would keep apart what was found so far.
+    let zero = reload(&bundle.zero);
+    let mut arrival = Arrival {
+        watch: Watch {
+            nodes: [WatchNode(zero as u32); NODES_PER_WATCH],
+        },
+        count: 0,
+        credential: CredentialId(zero as u32),
+    };
     let mut index = 0;
     while index < NODES_PER_WATCH {
         let node = watch.nodes[index];

@@ -12,7 +12,7 @@ use enforcer_common::{
     tier,
 };
 use enforcer_ebpf::{
-    gate::{self, Named},
+    gate::{self, named},
     kernel::constant,
     maps::{TASK_IN_CGROUP_PROGRAMS, TIER},
     packet, respond,
@@ -82,7 +82,7 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
             }
             return false;
         }
-        return gate::reach(socket, &destination, gate, Named::Before);
+        return gate::reach(socket, &destination, gate, named::BEFORE);
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
     match socket.record() {

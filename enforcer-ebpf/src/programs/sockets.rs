@@ -1,11 +1,11 @@
 //! Calls on sockets: the family gate, the call gate, and endpoints that hand out secrets.
 
 use aya_ebpf::{bindings::bpf_sock, macros::lsm, programs::LsmContext};
-use enforcer_common::{address::Protocol, event::Gate, tables::Tables};
+use enforcer_common::{address::Protocol, branchless::reload, event::Gate, tables::Tables};
 use enforcer_ebpf::{
     emit::Object,
     family, forward,
-    gate::{self, Named},
+    gate::{self, named},
     kernel::{load, read},
     offset, respond,
     socket::{self, Handle, INET, INET6},
@@ -102,7 +102,7 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         gate::remember_loner(sk.handle());
         return false;
     }
-    let mut named = Named::ByCall;
+    let mut how = named::BY_CALL;
     let mut destination = None;
     if name != 0 {
         destination = socket::named(name, sk.family, sk.protocol);
@@ -111,13 +111,15 @@ fn try_socket(sock: *const u8, name: u64, gate: Gate) -> bool {
         if gate::answers(sk.handle()) {
             return false;
         }
-        named = Named::ByConnection;
+        how = named::BY_CONNECTION;
         destination = socket::peer(sk.sk as u64, sk.family, sk.protocol);
     }
-    let Some(destination) = destination else {
+    let (Some(mut destination), Some(bundle)) = (destination, KernelTables.bundle()) else {
         return false;
     };
-    gate::reach(sk.handle(), &destination, gate, named)
+    // What follows is walked once, not for each way to here.
+    blur(&mut destination, bundle);
+    gate::reach(sk.handle(), &destination, gate, how | reload(&bundle.zero))
 }
 
 /// `int socket_connect(struct socket *sock, struct sockaddr *address, int addrlen)`, the family gate.
