@@ -17,6 +17,7 @@ mod cases;
 mod demo;
 mod evidence;
 mod fleet;
+mod flood;
 mod harness;
 mod isolate;
 mod peer;
@@ -78,6 +79,9 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         minutes: u64,
     },
+    /// Have tens of thousands of denials a second under the eyes of several who watch, one of whom never looks: every one
+    /// is told or counted, and the daemon does not grow
+    Flood(flood::Args),
     /// Print docs/coverage.md
     Coverage,
     /// Tell the story
@@ -170,6 +174,7 @@ fn main() -> ExitCode {
             let how_long = Duration::from_secs(60 * minutes);
             return apart(false, |_| cases::mixed::run(how_long));
         }
+        Command::Flood(args) => return apart(false, |_| flood::run(&args)),
         Command::Coverage => {
             print!("{}", attacks::coverage::table());
             Ok(true)

@@ -88,17 +88,12 @@ pub fn run(filter: &str, how_long: Duration, shared: bool) -> Result<bool> {
 impl Size {
     /// Of the daemon and its tables, with the standard bundle in force.
     fn now(suite: &mut Suite) -> Result<Self> {
-        let pid = suite.scene.on(&super::stage::standard_bundle()?)?.pid();
+        suite.scene.on(&super::stage::standard_bundle()?)?;
         thread::sleep(SETTLED);
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.trim().strip_suffix(" kB"))
-            .context("the kernel does not say how much memory the daemon has")?;
+        let resident_kib = suite.scene.daemon()?.resident_kib()?;
         let tables = daemon::enforcer_json(&["status", "--tables", "-o", "json"])?;
         Ok(Self {
-            resident_kib: resident.parse()?,
+            resident_kib,
             tables: serde_json::from_value(tables)?,
         })
     }

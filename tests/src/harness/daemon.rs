@@ -153,6 +153,16 @@ impl Daemon {
         self.child.id()
     }
 
+    /// How much memory it has now, KiB.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok())
+            .context("the kernel does not say how much memory the daemon has")
+    }
+
     /// Whether it is still there.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
