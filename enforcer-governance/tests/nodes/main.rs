@@ -6,6 +6,7 @@ mod held;
 mod hostile;
 mod node;
 mod office;
+mod roots;
 mod server;
 mod shared;
 mod signals;

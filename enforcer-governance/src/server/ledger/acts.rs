@@ -15,6 +15,7 @@ use crate::server::grants::{compose, may_grant};
 use crate::server::issued::{Issued, Record};
 use crate::server::store::{Granted, Head, Log};
 use crate::statement::{Revocation, Snapshot, Statement as _, Target};
+use crate::trust::Role;
 
 /// After so many revocations there is a version that includes them: nodes need not keep more.
 const MOST_REVOCATIONS: u64 = 256;
@@ -24,6 +25,8 @@ impl Ledger {
     pub async fn set_documents(&self, documents: Documents) -> Result<Committed, Error> {
         match documents {
             Documents::Plain(bundle, parts) => {
+                let root = self.signer.roots.borrow().last().clone();
+                self.signer.can_sign(Role::Bundle, &root)?;
                 self.commit(|content| self.with_documents(content, &bundle, &parts))
                     .await?;
             }
