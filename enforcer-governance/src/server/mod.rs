@@ -333,7 +333,7 @@ pub async fn serve(
         tokio::spawn(tasks::keep_fresh(ledger.clone(), options.freshness / 5)),
         tokio::spawn(tasks::reach(shared.clone(), reaching, health)),
         tokio::spawn(tasks::follow(shared.clone())),
-        tokio::spawn(tasks::tell(shared.clone())),
+        tokio::spawn(tasks::tell_of_nodes(shared.clone())),
         tokio::spawn(tasks::end_grants(ledger.clone())),
     ];
     let trusted = roots.subscribe();

@@ -2,6 +2,7 @@
 
 mod archive;
 mod bus;
+mod fetch;
 mod held;
 mod hostile;
 mod node;
