@@ -152,7 +152,7 @@ impl Ledger {
     ///
     /// # Errors
     /// For what it has too few keys.
-    pub fn can_sign_under(&self, root: &TrustRoot) -> Result<(), Error> {
+    fn can_sign_under(&self, root: &TrustRoot) -> Result<(), Error> {
         self.signer.can_sign(Role::Revocation, root)?;
         self.signer.can_sign(Role::Freshness, root)?;
         match self.content().head.documents {

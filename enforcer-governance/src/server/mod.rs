@@ -261,7 +261,7 @@ pub async fn serve(
         freshness: options.freshness,
     };
     let ledger = Arc::new(Ledger::open(store.clone(), signer).await?);
-    ledger.can_sign_under(&root)?;
+    ledger.stand_under(&root).await?;
     let changes = match &documents {
         None => None,
         Some(path) => {

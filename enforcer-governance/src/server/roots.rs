@@ -139,11 +139,12 @@ pub async fn follow(
     loop {
         changes.next().await;
         let known = roots.borrow().clone();
-        let read = known.read(&directory).and_then(|new| {
-            ledger.can_sign_under(new.last())?;
-            Ok(new)
-        });
-        match read {
+        let read = async {
+            let new = known.read(&directory)?;
+            ledger.stand_under(new.last()).await?;
+            Ok::<_, Error>(new)
+        };
+        match read.await {
             Ok(new) if new.last() == known.last() => {}
             Ok(new) => {
                 tracing::info!(version = new.last().version, "a new trust root");

@@ -6,12 +6,14 @@ use std::time::Duration;
 use enforcer_governance::contract;
 use enforcer_governance::envelope::Envelope;
 use enforcer_governance::keys::SigningKey;
+use enforcer_governance::server::NatsLocation;
 use enforcer_governance::statement::Statement as _;
 use enforcer_governance::trust::{Signers, TrustRoot};
 
+use super::bus::Bus;
 use super::node::Node;
 use super::office::Office;
-use super::server::Server;
+use super::server::{Server, documents};
 
 /// What is put there comes whole, from beside its place.
 fn put(path: &Path, text: &[u8]) {
@@ -122,6 +124,69 @@ async fn a_new_root_reaches_the_nodes_and_a_bad_one_nobody() {
     std::fs::rename(own.path().join("kept"), file("2.dsse.json")).expect("renamed");
     let server = Server::start_at(own.path(), "127.0.0.1:0", None).await;
     server.expect("started").stop().await;
+}
+
+/// From the first trust root with the old key to the next one with the new key.
+async fn change_keys(store: Option<&NatsLocation>) {
+    let own = tempfile::tempdir().expect("directory");
+    let documents_of = own.path().join("documents");
+    std::fs::create_dir_all(&documents_of).expect("directory");
+    let text = documents(&["E1", "E2"]);
+    std::fs::write(documents_of.join("bundle.yaml"), text).expect("written");
+    let [old, new] = [1, 2].map(Office::new);
+    let [old_key, new_key] = [(&old, "old.key"), (&new, "new.key")].map(|(office, name)| {
+        let path = own.path().join(name);
+        office.keys[0].store(&path).expect("stored");
+        path
+    });
+    let second = TrustRoot {
+        version: 2,
+        ..new.root()
+    };
+    let second = json(&second.sign(&[old.keys.clone(), new.keys.clone()].concat()));
+    let start = async |keys: &[PathBuf]| Server::start_signing(own.path(), keys, store).await;
+
+    let server = start(std::slice::from_ref(&old_key)).await;
+    let admitted = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &admitted, &[]);
+    node.until_in_force("E1 E2").await;
+    server.revoke("E1").await.expect("revoked");
+    node.until_in_force("E1! E2").await;
+    server.until_acknowledged("n1", 1).await;
+    drop(node);
+    server.stop().await;
+
+    let server = start(&[old_key, new_key.clone()]).await;
+    let node = Node::start(&server.place(), "n1", &admitted, &[]);
+    put(&own.path().join("server/roots/2.dsse.json"), &second);
+    server.until_knows("n1", |it| root_version(it) == 2).await;
+    drop(node);
+    server.stop().await;
+
+    // Who has followed, and who comes now, believes the new key, and what the old one took back.
+    let server = start(&[new_key]).await;
+    let node = Node::start(&server.place(), "n1", &admitted, &[]);
+    assert_eq!(node.in_force(), "E1! E2");
+    let admitted = server.admit("n2", &[]).await;
+    let late = Node::start(&server.place(), "n2", &admitted, &[]);
+    late.until_in_force("E1! E2").await;
+    server.revoke("E2").await.expect("revoked");
+    for node in [&node, &late] {
+        node.until_in_force("E1! E2!").await;
+        assert_eq!(node.seen().refusals, [""; 0]);
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_change() {
+    change_keys(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_change_where_servers_share_a_store() {
+    let bus = Bus::start(1);
+    change_keys(Some(&bus.location())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,6 +99,21 @@ impl Server {
         Self::serve(directory, options).await
     }
 
+    /// One that signs with these keys, with the documents and the store that are given.
+    pub async fn start_signing(
+        directory: &Path,
+        keys: &[PathBuf],
+        store: Option<&NatsLocation>,
+    ) -> Self {
+        let options = Options {
+            documents: Some(Source::Path(directory.join("documents"))),
+            keys: keys.to_vec(),
+            store: store.cloned(),
+            ..options(directory, "127.0.0.1:0")
+        };
+        Self::serve(directory, options).await.expect("started")
+    }
+
     /// One that takes certificates of this authority too.
     pub async fn start_trusting(directory: &Path, authority: &Path, entitlements: &[&str]) -> Self {
         let write = directory.join("documents");
