@@ -196,6 +196,8 @@ struct Current {
 pub struct Held {
     labels: Labels,
     root: TrustRoot,
+    /// The roots before that one.
+    before: Vec<TrustRoot>,
     /// The roots after the first one.
     roots: Vec<Arc<Envelope>>,
     current: Option<Current>,
@@ -227,6 +229,7 @@ impl Held {
         Ok(Self {
             labels,
             root,
+            before: Vec::new(),
             roots: Vec::new(),
             current: None,
             seen: Numbers::default(),
@@ -283,7 +286,12 @@ impl Held {
         kind: &'static str,
         now: Option<Timestamp>,
     ) -> Result<S, Refusal> {
-        self.root.verify(S::ROLE, envelope)?;
+        let verified = self.root.verify(S::ROLE, envelope);
+        // What was taken before the keys changed was good then.
+        let was_good = |root: &TrustRoot| root.verify(S::ROLE, envelope).is_ok();
+        if now.is_some() || !self.before.iter().any(was_good) {
+            verified?;
+        }
         if let (Some(now), Some(end)) = (now, self.root.expires_at)
             && now >= end
         {
@@ -482,7 +490,7 @@ impl Held {
         root.check().map_err(Refusal::RootUnsound)?;
         root.verify(TrustRoot::ROLE, envelope)?;
         let mut held = self.clone();
-        held.root = root;
+        held.before.push(std::mem::replace(&mut held.root, root));
         held.roots.push(Arc::new(envelope.clone()));
         Ok((held, Changed::Root))
     }

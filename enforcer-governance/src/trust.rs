@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::Envelope;
-use crate::keys::PublicKey;
+use crate::keys::{PublicKey, SigningKey};
 
 /// What a signature can be for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,5 +140,12 @@ impl TrustRoot {
             });
         }
         Ok(())
+    }
+
+    /// Whether these keys are enough to sign for `role`.
+    #[must_use]
+    pub fn lets_sign(&self, role: Role, keys: &[SigningKey]) -> bool {
+        let tried = Envelope::sign("", Vec::new(), keys);
+        self.verify(role, &tried).is_ok()
     }
 }

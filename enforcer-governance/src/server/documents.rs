@@ -3,20 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 
 use super::Error;
+use super::changes::Changes;
 use super::json::read_json;
 use super::ledger::{Documents, Ledger};
+use super::roots::Roots;
 use crate::envelope::Envelope;
 use crate::statement::{Snapshot, Statement as _};
 use crate::trust::TrustRoot;
-
-/// Changes that come in a burst are one.
-const SETTLE: Duration = Duration::from_millis(100);
 
 /// What the directory, or the file, says.
 pub fn load(path: &Path, root: &TrustRoot) -> Result<Documents, Error> {
@@ -67,53 +64,31 @@ fn signed(path: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Changes of the documents, from now on.
-pub struct Watch {
-    changes: mpsc::UnboundedReceiver<()>,
-    _watcher: notify::RecommendedWatcher,
-}
-
-impl Watch {
-    /// # Errors
-    /// If the directory cannot be watched.
-    pub fn start(path: &Path) -> Result<Self, Error> {
-        let (sender, changes) = mpsc::unbounded_channel();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
-                let _ = sender.send(());
-            }
-        });
-        let directory = if path.is_dir() {
-            path
-        } else {
-            path.parent().unwrap_or(Path::new("/"))
+/// Has every change issued. What is no bundle is told, and what was issued stays.
+pub async fn follow(
+    mut changes: Changes,
+    path: PathBuf,
+    mut roots: watch::Receiver<Roots>,
+    ledger: Arc<Ledger>,
+) {
+    loop {
+        tokio::select! {
+            () = changes.next() => {}
+            // What is signed elsewhere may be good now, or not any more.
+            changed = roots.changed() => if changed.is_err() {
+                return;
+            },
+        }
+        let root = roots.borrow_and_update().last().clone();
+        let issued = match load(&path, &root) {
+            Ok(documents) => ledger.set_documents(documents).await.map(drop),
+            Err(error) => Err(error),
         };
-        let watching = watcher.and_then(|mut watcher| {
-            watcher.watch(directory, RecursiveMode::NonRecursive)?;
-            Ok(watcher)
-        });
-        let failed = |error| Error::io(directory)(std::io::Error::other(error));
-        Ok(Self {
-            changes,
-            _watcher: watching.map_err(failed)?,
-        })
-    }
-
-    /// Has every change issued. What is no bundle is told, and what was issued stays.
-    pub async fn follow(mut self, path: PathBuf, root: TrustRoot, ledger: Arc<Ledger>) {
-        while self.changes.recv().await.is_some() {
-            tokio::time::sleep(SETTLE).await;
-            while self.changes.try_recv().is_ok() {}
-            let issued = match load(&path, &root) {
-                Ok(documents) => ledger.set_documents(documents).await.map(drop),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = issued {
-                tracing::error!(
-                    "the documents are refused, what was issued stays: {}",
-                    error.chain()
-                );
-            }
+        if let Err(error) = issued {
+            tracing::error!(
+                "the documents are refused, what was issued stays: {}",
+                error.chain()
+            );
         }
     }
 }

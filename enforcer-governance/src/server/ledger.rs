@@ -17,11 +17,12 @@ use super::Error;
 pub use super::content::Committed;
 use super::content::{Content, Source, Stated};
 use super::issued::Issued;
+use super::roots::Roots;
 use super::store::{self, Head, Log, Reference, Store, Version};
-use crate::contract;
 use crate::envelope::Envelope;
 use crate::keys::SigningKey;
 use crate::statement::{Freshness, Snapshot, Statement as _};
+use crate::trust::{Role, TrustRoot};
 pub use lacking::Sent;
 
 /// How many versions are kept for deltas.
@@ -72,12 +73,24 @@ struct Next {
 pub struct Signer {
     pub keys: Vec<SigningKey>,
     pub issuer: String,
-    /// The digest of the trust root.
+    /// The digest of the first trust root.
     pub trust: Digest,
-    /// The trust roots after the first, by version.
-    pub roots: Vec<(u64, contract::Envelope)>,
+    pub roots: watch::Receiver<Roots>,
     /// How long a freshness statement is good.
     pub freshness: Duration,
+}
+
+impl Signer {
+    fn can_sign(&self, role: Role, root: &TrustRoot) -> Result<(), Error> {
+        if root.lets_sign(role, &self.keys) {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "trust root {} wants other or more keys for `{role}` than this server has; start it with `--key` for each \
+             that is needed",
+            root.version
+        )))
+    }
 }
 
 /// Everything that is issued.
@@ -130,8 +143,22 @@ impl Ledger {
         self.changed.subscribe()
     }
 
-    fn announce(&self) {
+    /// Has everybody look whether there is something new for them.
+    pub fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Whether nodes with this trust root would believe this server.
+    ///
+    /// # Errors
+    /// For what it has too few keys.
+    fn can_sign_under(&self, root: &TrustRoot) -> Result<(), Error> {
+        self.signer.can_sign(Role::Revocation, root)?;
+        self.signer.can_sign(Role::Freshness, root)?;
+        match self.content().head.documents {
+            Some(_) => self.signer.can_sign(Role::Bundle, root),
+            None => Ok(()),
+        }
     }
 
     /// What is in force.

@@ -5,6 +5,7 @@
 
 mod administration;
 mod authority;
+mod changes;
 mod content;
 mod documents;
 mod enrollment;
@@ -16,6 +17,7 @@ mod json;
 mod ledger;
 mod registry;
 mod remote;
+mod roots;
 mod signals;
 mod store;
 mod sync;
@@ -37,21 +39,21 @@ use tonic::service::Routes;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Status};
 
-use crate::contract;
 use crate::contract::administration_server::AdministrationServer;
 use crate::contract::enrollment_server::EnrollmentServer;
 use crate::contract::evidence_server::EvidenceServer;
 use crate::contract::governance_server::GovernanceServer;
-use crate::envelope::Envelope;
 use crate::keys::{self, SigningKey};
 use crate::trust::TrustRoot;
 use authority::Authority;
+use changes::Changes;
 use gate::Gate;
 use json::{read_json, write_json};
 use ledger::{Ledger, Signer};
 use registry::Registry;
 pub use remote::Location;
 use remote::Remote;
+use roots::Roots;
 use signals::Receiver;
 pub use signals::Transmitter;
 pub use store::Location as NatsLocation;
@@ -220,27 +222,33 @@ pub async fn serve(
             (paths.iter().map(|path| SigningKey::load(path))).collect::<Result<Vec<_>, _>>()?
         }
     };
+    let next = state.join("roots");
+    std::fs::create_dir_all(&next).map_err(Error::io(&next))?;
+    let next_changes = Changes::of(&next)?;
+    let known = read_json(&state.join("trust.json"))?
+        .map(|first| Roots::new(first).read(&next))
+        .transpose()?;
     let (documents, remote) = match &options.documents {
         None => (None, None),
         Some(Source::Path(path)) => (Some(path.clone()), None),
         Some(Source::Remote(location)) => {
-            let known = read_json(&state.join("trust.json"))?;
-            let remote = fetched(Remote::new(location.clone(), state)?, known).await?;
+            let root = known.as_ref().map(|it| it.last().clone());
+            let remote = fetched(Remote::new(location.clone(), state)?, root).await?;
             (Some(remote.place().to_owned()), Some(remote))
         }
     };
-    let trusted = trust_roots(state, documents.as_deref(), &keys)?;
-    let [anchor, ..] = trusted.as_slice() else {
-        return Err(Error::Refused("there is no trust root".to_owned()));
+    let roots = match known {
+        Some(known) => known,
+        None => Roots::new(first_root(state, documents.as_deref(), &keys)?).read(&next)?,
     };
-    let trust = Digest::of_bytes(&serde_json::to_vec(anchor).unwrap_or_default());
-    let root = trusted.last().unwrap_or(anchor).clone();
+    let roots = watch::Sender::new(roots);
+    let root = roots.borrow().last().clone();
     let store: Arc<dyn Store> = match &options.store {
         None => Arc::new(Directory::open(state)?),
         Some(location) => {
             let seal = Seal {
                 keys: keys.clone(),
-                roots: trusted,
+                roots: roots.subscribe(),
             };
             Arc::new(Nats::open(location, seal).await?)
         }
@@ -248,18 +256,19 @@ pub async fn serve(
     let signer = Signer {
         keys,
         issuer: root.issuer.clone(),
-        trust,
-        roots: roots(&state.join("roots"))?,
+        trust: Digest::of_bytes(&serde_json::to_vec(roots.borrow().first()).unwrap_or_default()),
+        roots: roots.subscribe(),
         freshness: options.freshness,
     };
     let ledger = Arc::new(Ledger::open(store.clone(), signer).await?);
-    let watch = match &documents {
+    ledger.stand_under(&root).await?;
+    let changes = match &documents {
         None => None,
         Some(path) => {
-            let watch = documents::Watch::start(path)?;
+            let changes = Changes::of(path)?;
             let loaded = documents::load(path, &root)?;
             ledger.set_documents(loaded).await?;
-            Some((watch, path.clone()))
+            Some((changes, path.clone()))
         }
     };
 
@@ -324,14 +333,24 @@ pub async fn serve(
         tokio::spawn(tasks::keep_fresh(ledger.clone(), options.freshness / 5)),
         tokio::spawn(tasks::reach(shared.clone(), reaching, health)),
         tokio::spawn(tasks::follow(shared.clone())),
-        tokio::spawn(tasks::tell(shared.clone())),
+        tokio::spawn(tasks::tell_of_nodes(shared.clone())),
         tokio::spawn(tasks::end_grants(ledger.clone())),
     ];
-    tasks.extend(match (remote, watch) {
-        (Some(remote), _) => Some(tokio::spawn(remote.follow(root, ledger))),
-        (None, Some((watch, path))) => Some(tokio::spawn(watch.follow(path, root, ledger))),
+    let trusted = roots.subscribe();
+    tasks.extend(match (remote, changes) {
+        (Some(remote), _) => Some(tokio::spawn(remote.follow(trusted, ledger.clone()))),
+        (None, Some((changes, path))) => {
+            let following = documents::follow(changes, path, trusted, ledger.clone());
+            Some(tokio::spawn(following))
+        }
         (None, None) => None,
     });
+    tasks.push(tokio::spawn(roots::follow(
+        next_changes,
+        next,
+        roots,
+        ledger,
+    )));
     ready(address);
     let mut closed = [closing.subscribe(), closing.subscribe()];
     let [nodes_closed, desk_closed] = &mut closed;
@@ -380,18 +399,14 @@ async fn fetched(mut remote: Remote, root: Option<TrustRoot>) -> Result<Remote, 
     }
 }
 
-/// The configured root and those that follow it; or one with the server's key for everything. It is written where nodes'
-/// operators find it, beside the authority's certificate.
-fn trust_roots(
+/// A root with the server's key for everything, if none is configured. It is written where nodes' operators find it,
+/// beside the authority's certificate.
+fn first_root(
     state: &Path,
     documents: Option<&Path>,
     keys: &[SigningKey],
-) -> Result<Vec<TrustRoot>, Error> {
+) -> Result<TrustRoot, Error> {
     let path = state.join("trust.json");
-    if let Some(root) = read_json::<TrustRoot>(&path)? {
-        root.check().map_err(Error::Refused)?;
-        return followed(state, root);
-    }
     let Some(documents) = documents else {
         return Err(Error::Refused(format!(
             "{}: there is none; a server without documents needs the trust.json, ca.pem, ca.key and keys of the one that has them",
@@ -407,40 +422,7 @@ fn trust_roots(
     let issuer = enforcer_bundle::load(documents)?.metadata.issuer;
     let root = TrustRoot::of_one_key(&issuer, key.public());
     write_json(&path, &root)?;
-    Ok(vec![root])
-}
-
-/// With the roots that follow it.
-fn followed(state: &Path, first: TrustRoot) -> Result<Vec<TrustRoot>, Error> {
-    let path = state.join("roots");
-    let mut last = first.version;
-    let mut all = vec![first];
-    for (_, envelope) in roots(&path)? {
-        let next: TrustRoot = serde_json::from_slice(&envelope.payload)
-            .map_err(|error| Error::content(&path, &error))?;
-        if next.version == last + 1 {
-            last = next.version;
-            all.push(next);
-        }
-    }
-    Ok(all)
-}
-
-/// The trust roots after the first, by version.
-fn roots(directory: &Path) -> Result<Vec<(u64, contract::Envelope)>, Error> {
-    let mut roots = Vec::new();
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return Ok(roots);
-    };
-    for entry in entries {
-        let path = entry.map_err(Error::io(directory))?.path();
-        let envelope: Envelope = read_json(&path)?.ok_or_else(|| Error::gone(&path))?;
-        let root: TrustRoot = serde_json::from_slice(&envelope.payload)
-            .map_err(|error| Error::content(&path, &error))?;
-        roots.push((root.version, envelope.into()));
-    }
-    roots.sort_by_key(|(version, _)| *version);
-    Ok(roots)
+    Ok(root)
 }
 
 fn admin_socket(path: &Path) -> Result<UnixListener, Error> {

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use enforcer_bundle::MAX_BYTES;
 use flate2::read::GzDecoder;
+use tokio::sync::watch;
 use ureq::Agent;
 use ureq::http::header::{CONTENT_TYPE, ETAG};
 
 use super::ledger::Ledger;
+use super::roots::Roots;
 use super::{Error, documents};
 use crate::trust::TrustRoot;
 
@@ -171,10 +173,10 @@ impl Remote {
     }
 
     /// Has everything new issued, for ever.
-    pub async fn follow(self, root: TrustRoot, ledger: Arc<Ledger>) {
+    pub async fn follow(self, roots: watch::Receiver<Roots>, ledger: Arc<Ledger>) {
         let mut remote = self;
         loop {
-            let root = root.clone();
+            let root = roots.borrow().last().clone();
             let asked = tokio::task::spawn_blocking(move || {
                 let fetched = remote.fetch(Some(&root));
                 let fetched = fetched.and_then(|new| {

@@ -6,6 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use super::Shared;
@@ -39,7 +41,7 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
     let mut last = Instant::now();
     let mut interval = interval(ASK_EVERY);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    health.set_serving::<GovernanceServer<Nodes>>().await;
+    tell(&health, ServingStatus::Serving).await;
     loop {
         interval.tick().await;
         let started = Instant::now();
@@ -52,7 +54,7 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
                 last = started;
                 if !reaching.send_replace(true) {
                     tracing::info!("the store is back: nodes are served again");
-                    health.set_serving::<GovernanceServer<Nodes>>().await;
+                    tell(&health, ServingStatus::Serving).await;
                 }
             }
             Ok(Err(error)) => tracing::warn!("the store is not there: {}", error.chain()),
@@ -62,8 +64,15 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
             tracing::error!(
                 "cut off from the store: nodes are sent away, since they would not hear of revocations here"
             );
-            health.set_not_serving::<GovernanceServer<Nodes>>().await;
+            tell(&health, ServingStatus::NotServing).await;
         }
+    }
+}
+
+/// Of the server as a whole too, which is what probes ask for.
+async fn tell(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", GovernanceServer::<Nodes>::NAME] {
+        health.set_service_status(service, status).await;
     }
 }
 
@@ -79,7 +88,7 @@ pub async fn follow(shared: Arc<Shared>) {
 }
 
 /// Stores what is known of the nodes.
-pub async fn tell(shared: Arc<Shared>) {
+pub async fn tell_of_nodes(shared: Arc<Shared>) {
     let mut interval = interval(TELL_EVERY);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -472,6 +472,34 @@ fn the_next_daemon_holds_the_same() {
 }
 
 #[test]
+fn what_was_taken_before_the_keys_changed_is_held_again() {
+    let [old, new] = [1, 2].map(Office::new);
+    let kept = Kept::new(&old);
+    let (state, held, _) = kept.open();
+    let root = TrustRoot {
+        version: 2,
+        ..new.root()
+    };
+    let mut held = held;
+    for envelope in [
+        old.snapshot(1, &["E1", "E2"]),
+        old.revocation(1, &[Target::Entitlement("E2".to_owned())]),
+        root.sign(&[old.keys.clone(), new.keys.clone()].concat()),
+        new.delta(2, &["E1", "E2"], &["E2", "E3"]),
+    ] {
+        held = take(&held, &envelope);
+        state.keep(&held).expect("kept");
+        let (_, again, unused) = kept.open();
+        assert_eq!(unused, None);
+        assert_eq!(in_force(&again), in_force(&held));
+    }
+    // The old keys sign nothing more.
+    let (_, held, _) = kept.open();
+    refused(&held, &old.snapshot(3, &["E1"]), "0 of the keys");
+    refused(&held, &old.revocation(2, &[]), "0 of the keys");
+}
+
+#[test]
 fn an_older_copy_is_not_used() {
     let office = Office::new(1);
     let kept = Kept::new(&office);

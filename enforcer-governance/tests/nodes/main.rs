@@ -2,10 +2,12 @@
 
 mod archive;
 mod bus;
+mod fetch;
 mod held;
 mod hostile;
 mod node;
 mod office;
+mod roots;
 mod server;
 mod shared;
 mod signals;

@@ -13,7 +13,10 @@ use enforcer_governance::server::{NatsLocation, Options, Source, Transmitter, se
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::node::{Place, until, until_told};
 
@@ -96,6 +99,34 @@ impl Server {
         Self::serve(directory, options).await
     }
 
+    /// One that signs with these keys, with the documents and the store that are given.
+    pub async fn start_signing(
+        directory: &Path,
+        keys: &[PathBuf],
+        store: Option<&NatsLocation>,
+    ) -> Self {
+        let options = Options {
+            documents: Some(Source::Path(directory.join("documents"))),
+            keys: keys.to_vec(),
+            store: store.cloned(),
+            ..options(directory, "127.0.0.1:0")
+        };
+        Self::serve(directory, options).await.expect("started")
+    }
+
+    /// One that takes certificates of this authority too.
+    pub async fn start_trusting(directory: &Path, authority: &Path, entitlements: &[&str]) -> Self {
+        let write = directory.join("documents");
+        std::fs::create_dir_all(&write).expect("directory");
+        std::fs::write(write.join("bundle.yaml"), documents(entitlements)).expect("written");
+        let options = Options {
+            documents: Some(Source::Path(write)),
+            node_authorities: Some(authority.to_owned()),
+            ..options(directory, "127.0.0.1:0")
+        };
+        Self::serve(directory, options).await.expect("started")
+    }
+
     /// One of several with this store, with the documents in the directory if there are any.
     pub async fn start_on(directory: &Path, store: &NatsLocation) -> Result<Self, String> {
         let documents = directory.join("documents");
@@ -155,6 +186,32 @@ impl Server {
             authority: self.directory.join("server/ca.pem"),
             trust: self.directory.join("server/trust.json"),
         }
+    }
+
+    /// Where nodes connect, for who has this certificate or none.
+    pub fn endpoint(&self, identity: Option<Identity>) -> Endpoint {
+        let authority = std::fs::read(self.place().authority).expect("there");
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
+        if let Some(identity) = identity {
+            tls = tls.identity(identity);
+        }
+        let endpoint = Endpoint::from_shared(self.place().url).expect("a URL");
+        endpoint.tls_config(tls).expect("TLS")
+    }
+
+    /// What its health service says of the whole and of the service for nodes.
+    pub async fn health(&self) -> [ServingStatus; 2] {
+        let channel = self.endpoint(None).connect().await.expect("connected");
+        let mut client = HealthClient::new(channel);
+        let mut ask = async |service: &str| {
+            let service = service.to_owned();
+            let answer = client.check(HealthCheckRequest { service }).await;
+            answer.expect("told").into_inner().status()
+        };
+        [
+            ask("").await,
+            ask("enforcer.governance.v1.Governance").await,
+        ]
     }
 
     pub async fn desk(&self) -> AdministrationClient<Channel> {

@@ -9,6 +9,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use enforcer_governance::contract;
 use enforcer_governance::statement::Target;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::bus::Bus;
 use super::node::{Node, Place, append, journal, until, until_told};
@@ -269,12 +270,14 @@ async fn a_server_without_its_store_serves_nobody() {
     let admitted = servers[0].admit("n1", &[]).await;
     let node = Node::start(&servers[0].place(), "n1", &admitted, &[]);
     node.until_in_force("E1").await;
+    assert_eq!(servers[0].health().await, [ServingStatus::Serving; 2]);
     bus.kill(0);
     let reason = || node.link.borrow().reason.clone().unwrap_or_default();
     until("sent away", reason, |it| {
         it.contains("does not reach its store")
     })
     .await;
+    assert_eq!(servers[0].health().await, [ServingStatus::NotServing; 2]);
     // The node keeps what it has, and nothing can be taken back now: that is said, not promised.
     node.until_in_force("E1").await;
     let refused = servers[0].revoke("E1").await.expect_err("refused");
@@ -282,6 +285,9 @@ async fn a_server_without_its_store_serves_nobody() {
     bus.run(0);
     at_last("the revocation", async || servers[0].revoke("E1").await).await;
     node.until_in_force("E1!").await;
+    let health = async || servers[0].health().await;
+    let serving = [ServingStatus::Serving; 2];
+    until_told("healthy", health, |it| *it == serving).await;
 }
 
 /// Somebody who can write to the bus.

@@ -4,10 +4,10 @@ use super::node::{Node, append, journal, until};
 use super::server::Server;
 use enforcer_governance::contract::governance_client::GovernanceClient;
 use enforcer_governance::contract::{self, FetchRequest, Hello, NodeMessage, node_message};
-use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Identity;
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("directory")
@@ -21,16 +21,6 @@ fn chain(node: &std::path::Path) -> usize {
     };
     let chain: Vec<serde_json::Value> = serde_json::from_slice(&text).expect("JSON");
     chain.len()
-}
-
-fn endpoint(server: &Server, identity: Option<Identity>) -> Endpoint {
-    let authority = std::fs::read(server.place().authority).expect("there");
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority));
-    if let Some(identity) = identity {
-        tls = tls.identity(identity);
-    }
-    let endpoint = Endpoint::from_shared(server.place().url).expect("a URL");
-    endpoint.tls_config(tls).expect("TLS")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +103,7 @@ async fn strangers_get_nothing() {
     );
 
     // And without one there is nothing but enrolling.
-    let channel = endpoint(&server, None).connect().await;
+    let channel = server.endpoint(None).connect().await;
     let request = FetchRequest {
         hello: Some(Hello {
             node: "n1".to_owned(),
@@ -167,6 +157,40 @@ async fn a_certificate_that_has_ended_is_none() {
     std::fs::write(own.join("token"), token).expect("written");
     node.until_in_force("E1").await;
     assert_ne!(std::fs::read_to_string(&kept).expect("there"), certificate);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_an_authority_that_is_named_are_good() {
+    let place = directory();
+    let authority = || {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).expect("signed").pem();
+        (certificate, Issuer::new(params, key))
+    };
+    let [(named, known), (_, unknown)] = [authority(), authority()];
+    let file = place.path().join("nodes.pem");
+    std::fs::write(&file, named).expect("written");
+    let server = Server::start_trusting(place.path(), &file, &["E1"]).await;
+    let node = |name: &str, issuer: &Issuer<'_, KeyPair>| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.signed_by(&key, issuer).expect("signed");
+        let own = place.path().join(name);
+        std::fs::create_dir_all(own.join("state")).expect("directory");
+        std::fs::write(own.join("state/node.pem"), certificate.pem()).expect("written");
+        std::fs::write(own.join("state/node.key"), key.serialize_pem()).expect("written");
+        Node::start(&server.place(), name, &own, &[])
+    };
+    let (own, strange) = (node("own", &known), node("strange", &unknown));
+    own.until_in_force("E1").await;
+    let reason = || strange.link.borrow().reason.clone();
+    until("refused", reason, Option::is_some).await;
+    assert_eq!(strange.in_force(), "");
+    assert_eq!(server.knows("strange").await, contract::Node::default());
     server.stop().await;
 }
 
@@ -365,7 +389,7 @@ async fn a_server_that_stops_says_when_to_come_back() {
     // A client would go on to try again.
     let read = |file| std::fs::read_to_string(own.join("state").join(file)).expect("there");
     let identity = Identity::from_pem(read("node.pem"), read("node.key"));
-    let channel = endpoint(&server, Some(identity)).connect().await;
+    let channel = server.endpoint(Some(identity)).connect().await;
     let hello = node_message::Message::Hello(Hello {
         node: "n1".to_owned(),
         ..Hello::default()

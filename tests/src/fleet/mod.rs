@@ -6,7 +6,7 @@ mod servers;
 
 use std::{
     fs,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::spread;
-use node::{Has, Node};
+use node::{Common, Has, Node};
 use servers::Servers;
 
 /// Connections that are made at the same time.
@@ -71,7 +71,8 @@ async fn measure(nodes: usize, entitlements: usize, servers: u16) -> Result<()> 
     let issuer = Issuer::new(params, key);
     let mut fleet = Servers::start(servers, &authority, &bundle(1, entitlements))?;
     let root: TrustRoot = serde_json::from_slice(&fs::read(fleet.secret("trust.json"))?)?;
-    let held = Held::new(root, Labels::new())?;
+    let held = Arc::new(Held::new(root, Labels::new())?);
+    let common = Common::default();
     let authority = Certificate::from_pem(fs::read(fleet.secret("ca.pem"))?);
     println!("without nodes: {}", fleet.use_of()?);
 
@@ -107,6 +108,7 @@ async fn measure(nodes: usize, entitlements: usize, servers: u16) -> Result<()> 
             name,
             endpoints: urls.into_iter().map(endpoint).collect::<Result<_>>()?,
             held: held.clone(),
+            common: common.clone(),
             has,
             records: records.subscribe(),
             stored,
@@ -137,41 +139,68 @@ async fn measure(nodes: usize, entitlements: usize, servers: u16) -> Result<()> 
         connected == nodes,
         "the first server knows {connected} of {nodes} nodes"
     );
-    fs::write(fleet.path("documents/new"), bundle(2, entitlements))?;
-    let issued = Instant::now();
-    fs::rename(
-        fleet.path("documents/new"),
-        fleet.path("documents/bundle.yaml"),
-    )?;
-    let times = everybody(&mut all, "version 2", |it| it.version >= 2).await?;
-    report(
-        "a new version, from the change of the file to active",
-        issued,
-        &times,
-    );
-
+    let second = bundle(2, entitlements);
+    issue(&fleet, &mut all, 2, &second, "a new version").await?;
     for round in 1..=3 {
         revoke(&mut desk, &mut all, round, "a revocation").await?;
     }
     report_evidence(&records, &mut evidence, RECORDS).await?;
     println!("then {}", fleet.use_of()?);
+    let mut last = RECORDS;
     if servers > 1 {
         // The one that has the documents stays, so that it can be asked.
         let dead = usize::from(servers) - 1;
         records.send_replace(2 * RECORDS);
+        half(&evidence, 2 * RECORDS).await?;
         fleet.kill(dead);
-        let what = "a revocation right after a server and a part of NATS were killed";
-        revoke(&mut desk, &mut all, 4, what).await?;
+        let killed = "right after a server and a part of NATS were killed";
+        revoke(&mut desk, &mut all, 4, &format!("a revocation {killed}")).await?;
+        let third = bundle(3, entitlements);
+        issue(&fleet, &mut all, 3, &third, "a new version after that").await?;
         for round in 5..=7 {
             revoke(&mut desk, &mut all, round, "a revocation").await?;
         }
-        report_evidence(&records, &mut evidence, 3 * RECORDS).await?;
-        let stored = fleet.stored(nodes, 3 * RECORDS).await?;
-        println!("{stored} records of evidence in NATS, each node's without a gap or a double one");
+        last = 3 * RECORDS;
+        report_evidence(&records, &mut evidence, last).await?;
         println!("at the end {}", fleet.use_of()?);
     }
     running.shutdown().await;
+    println!(
+        "{} times a connection was lost and made again",
+        common.lost.load(Ordering::Relaxed)
+    );
+    let stored = fleet.stored(nodes, last).await?;
+    println!("{stored} records of evidence are stored, each node's without a gap or a double one");
     Ok(())
+}
+
+/// Puts documents in the place of those before, and waits until all have this version in force.
+async fn issue(
+    fleet: &Servers,
+    all: &mut [watch::Receiver<Option<Has>>],
+    version: u64,
+    documents: &str,
+    what: &str,
+) -> Result<()> {
+    let new = fleet.path("documents/new");
+    fs::write(&new, documents)?;
+    let issued = Instant::now();
+    fs::rename(new, fleet.path("documents/bundle.yaml"))?;
+    let times = everybody(all, what, |it| it.version >= version).await?;
+    let what = format!("{what}, from the change of the file to active");
+    report(&what, issued, &times);
+    Ok(())
+}
+
+/// Waits until half of the nodes have receipts up to this record.
+async fn half(evidence: &[watch::Receiver<u64>], last: u64) -> Result<()> {
+    let wait = async {
+        while evidence.iter().filter(|it| *it.borrow() >= last).count() < evidence.len() / 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let half = tokio::time::timeout(PATIENCE, wait).await;
+    half.with_context(|| format!("record {last}: not half are receipted after {PATIENCE:?}"))
 }
 
 /// Has every node report up to this record, and waits until all is receipted.

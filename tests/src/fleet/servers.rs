@@ -35,9 +35,10 @@ impl Drop for Process {
 
 /// All of them, with their directory.
 pub struct Servers {
-    directory: tempfile::TempDir,
     nats: Vec<Option<Process>>,
     governance: Vec<Option<Process>>,
+    /// Goes last, when nobody uses it any more.
+    directory: tempfile::TempDir,
 }
 
 /// On `PATH`, or where `cargo xtask setup` has put it.
@@ -176,52 +177,56 @@ impl Servers {
         Ok(sum)
     }
 
-    /// How many records of evidence are in NATS: of each of `nodes` nodes those up to `last`, once, in order.
+    /// How many records of evidence are stored: of each of `nodes` nodes those up to `last`, once, in order.
     pub async fn stored(&self, nodes: usize, last: u64) -> Result<u64> {
+        if self.nats.is_empty() {
+            return self.in_files()?.whole(nodes, last);
+        }
         // Where a server of NATS has died the others need a moment to read everything from.
-        for _ in 0..20 {
-            if let Ok(stored) = self.read_stored(nodes, last).await {
-                return Ok(stored);
+        let mut left = 20;
+        loop {
+            let stored = self.in_nats().await;
+            let whole = stored.and_then(|stored| stored.whole(nodes, last));
+            if whole.is_ok() || left == 0 {
+                return whole;
             }
+            left -= 1;
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        self.read_stored(nodes, last).await
     }
 
-    async fn read_stored(&self, nodes: usize, last: u64) -> Result<u64> {
+    fn in_files(&self) -> Result<Stored> {
+        let mut stored = Stored::default();
+        for node in fs::read_dir(self.secret("evidence"))? {
+            let node = node?;
+            for epoch in fs::read_dir(node.path())? {
+                let lines = fs::read_to_string(epoch?.path())?;
+                stored.add(&node.file_name().to_string_lossy(), &lines)?;
+            }
+        }
+        Ok(stored)
+    }
+
+    async fn in_nats(&self) -> Result<Stored> {
         let client = async_nats::connect(self.nats_urls()).await?;
         let stream = async_nats::jetstream::new(client)
             .get_stream("ENFORCER_EVIDENCE")
             .await?;
         // The stream's leader is asked: a consumer may be on the server that has died.
         let mut from = 1;
-        let mut ends: HashMap<String, u64> = HashMap::new();
+        let mut stored = Stored::default();
         loop {
             let next = stream.get_first_raw_message_by_subject("enforcer.evidence.>", from);
             let message = match next.await {
                 Ok(message) => message,
-                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => break,
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                    return Ok(stored);
+                }
                 Err(error) => return Err(error.into()),
             };
             from = message.sequence + 1;
-            let end = ends.entry(message.subject.to_string()).or_default();
-            for line in std::str::from_utf8(&message.payload)?.lines() {
-                let number: u64 = line.parse()?;
-                ensure!(
-                    number == *end + 1,
-                    "{}: record {number} follows {end}",
-                    message.subject
-                );
-                *end = number;
-            }
+            stored.add(&message.subject, std::str::from_utf8(&message.payload)?)?;
         }
-        ensure!(
-            ends.len() == nodes && ends.values().all(|end| *end == last),
-            "evidence of {} nodes up to {:?}, expected {nodes} up to {last}",
-            ends.len(),
-            ends.values().min()
-        );
-        Ok(ends.values().sum())
     }
 
     fn nats_urls(&self) -> Vec<String> {
@@ -235,6 +240,35 @@ impl Servers {
         let path = self.admin(number);
         let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()))?;
         Ok(AdministrationClient::new(endpoint.connect().await?))
+    }
+}
+
+/// Up to which record there is evidence, by node. What has a gap or something twice is none.
+#[derive(Default)]
+struct Stored(HashMap<String, u64>);
+
+impl Stored {
+    /// Lines that follow those before them.
+    fn add(&mut self, node: &str, lines: &str) -> Result<()> {
+        let end = self.0.entry(node.to_owned()).or_default();
+        for line in lines.lines() {
+            let number: u64 = line.parse()?;
+            ensure!(number == *end + 1, "{node}: record {number} follows {end}");
+            *end = number;
+        }
+        Ok(())
+    }
+
+    /// How many they are, if each of `nodes` nodes has those up to `last`.
+    fn whole(&self, nodes: usize, last: u64) -> Result<u64> {
+        let ends = self.0.values();
+        let (first, end) = (ends.clone().min(), ends.clone().max());
+        ensure!(
+            self.0.len() == nodes && first == Some(&last) && end == Some(&last),
+            "evidence of {} nodes up to {first:?} at least and {end:?} at most, expected {nodes} up to {last}",
+            self.0.len()
+        );
+        Ok(ends.sum())
     }
 }
 

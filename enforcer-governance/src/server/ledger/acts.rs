@@ -15,6 +15,7 @@ use crate::server::grants::{compose, may_grant};
 use crate::server::issued::{Issued, Record};
 use crate::server::store::{Granted, Head, Log};
 use crate::statement::{Revocation, Snapshot, Statement as _, Target};
+use crate::trust::{Role, TrustRoot};
 
 /// After so many revocations there is a version that includes them: nodes need not keep more.
 const MOST_REVOCATIONS: u64 = 256;
@@ -24,6 +25,8 @@ impl Ledger {
     pub async fn set_documents(&self, documents: Documents) -> Result<Committed, Error> {
         match documents {
             Documents::Plain(bundle, parts) => {
+                let root = self.signer.roots.borrow().last().clone();
+                self.signer.can_sign(Role::Bundle, &root)?;
                 self.commit(|content| self.with_documents(content, &bundle, &parts))
                     .await?;
             }
@@ -184,6 +187,32 @@ impl Ledger {
         }
         self.freshen_if_possible().await;
         Ok(committed)
+    }
+
+    /// Has nodes with this trust root believe all that is in force: revocations that they would not are in a version then.
+    ///
+    /// # Errors
+    /// If this server has too few keys, or the bundle is signed elsewhere and does not include those revocations.
+    pub async fn stand_under(&self, root: &TrustRoot) -> Result<(), Error> {
+        self.can_sign_under(root)?;
+        let content = self.content();
+        let mut taken = content.revocations.iter();
+        let included = content.included();
+        let strange = taken.find(|it| {
+            let envelope = it.envelope.clone().into();
+            it.number > included && root.verify(Role::Revocation, &envelope).is_err()
+        });
+        let Some(strange) = strange else {
+            return Ok(());
+        };
+        let has_documents = |_: &mut Head, documents: Option<&Source>| Ok(documents.is_some());
+        if self.reissue(true, has_documents).await? {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "the keys that signed revocation {} are none of trust root {}; serve a bundle first that includes it",
+            strange.number, root.version
+        )))
     }
 
     async fn commit_revocation(

@@ -30,11 +30,9 @@ impl Ledger {
     ) -> Vec<contract::server_message::Message> {
         use contract::server_message::Message;
         let mut messages = Vec::new();
-        for (version, root) in &self.signer.roots {
-            if *version > sent.root {
-                messages.push(Message::TrustRoot(root.clone()));
-                sent.root = *version;
-            }
+        for (version, root) in self.signer.roots.borrow().after(sent.root) {
+            messages.push(Message::TrustRoot(root.clone()));
+            sent.root = version;
         }
         let content = self.content();
         let Some(issued) = content.last() else {

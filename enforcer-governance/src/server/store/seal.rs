@@ -2,10 +2,12 @@
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::envelope::Envelope;
 use crate::keys::SigningKey;
-use crate::trust::{Role, TrustRoot};
+use crate::server::roots::Roots;
+use crate::trust::Role;
 
 /// The media type, which is signed too.
 const TYPE: &str = "application/vnd.enforcer.shared.v1+json";
@@ -13,8 +15,8 @@ const TYPE: &str = "application/vnd.enforcer.shared.v1+json";
 /// The keys of a server. Every server has those for revocations; those for bundles can be elsewhere.
 pub struct Seal {
     pub keys: Vec<SigningKey>,
-    /// The first trust root and those that follow: what was signed before the keys changed counts all the same.
-    pub roots: Vec<TrustRoot>,
+    /// All of them: what was signed before the keys changed counts all the same.
+    pub roots: watch::Receiver<Roots>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -44,7 +46,7 @@ impl Seal {
     /// Why not.
     pub fn verify(&self, envelope: &Envelope) -> Result<(), String> {
         let mut refusal = "there is no trust root".to_owned();
-        for root in self.roots.iter().rev() {
+        for root in self.roots.borrow().newest_first() {
             match root.verify(Role::Revocation, envelope) {
                 Ok(()) => return Ok(()),
                 Err(error) => refusal = error.to_string(),
@@ -81,11 +83,13 @@ impl Seal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::TrustRoot;
 
     fn seal(key: u8) -> Seal {
         let key = SigningKey::from_seed([key; 32]);
+        let root = TrustRoot::of_one_key("tests", key.public());
         Seal {
-            roots: vec![TrustRoot::of_one_key("tests", key.public())],
+            roots: watch::Sender::new(Roots::new(root)).subscribe(),
             keys: vec![key],
         }
     }
