@@ -33,6 +33,12 @@ const SERVERS: &[Server] = &[
             ("usr/sbin/rsyslogd", "rsyslogd"),
         ],
     },
+    // No server, but the server's tool.
+    Server {
+        program: "promtool",
+        packages: &["prometheus"],
+        files: &[("usr/bin/promtool", "promtool")],
+    },
 ];
 
 /// Fetches those that are not here. The tests look for them in the same places.

@@ -22,6 +22,7 @@ mod kill;
 pub mod kills;
 mod log;
 mod malformed;
+mod metrics;
 pub mod mixed;
 mod network;
 mod origins;
@@ -76,6 +77,7 @@ const ALL: &[&[Case]] = &[
     log::CASES,
     fanotify::CASES,
     service::CASES,
+    metrics::CASES,
 ];
 
 /// What the cases share: one daemon, started when first needed, and the world outside.
