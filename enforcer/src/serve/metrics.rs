@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
+use enforcer_common::event::{Kind, Ring};
+use enforcer_common::verdict::{Mode, Reason};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -184,7 +186,7 @@ impl Default for Metrics {
         for (name, help, gauge) in each {
             registry.register(name, help, gauge.clone());
         }
-        Self {
+        let metrics = Self {
             registry: Arc::new(registry),
             decisions,
             lost,
@@ -198,20 +200,39 @@ impl Default for Metrics {
             sinks,
             webhook,
             numbers,
-        }
+        };
+        metrics.begin();
+        metrics
     }
 }
 
 impl Metrics {
+    /// Counts what alerts are about from 0 on: of a counter that is first seen at 1, Prometheus sees no increase.
+    fn begin(&self) {
+        let rings = [Ring::Denials, Ring::Uses, Ring::Notices].map(Ring::name);
+        for stage in rings.into_iter().chain(["webhook", "daemon", "log"]) {
+            self.lost(stage, 0);
+        }
+        for kind in [Kind::Read, Kind::Reach] {
+            for reason in Reason::ALL {
+                self.decisions(kind.name(), "deny", reason.name(), Mode::Enforce.name());
+            }
+        }
+    }
+
     /// A use was decided.
     pub fn decided(&self, kind: &str, verdict: &str, reason: &str, mode: &str) {
+        self.decisions(kind, verdict, reason, mode).inc();
+    }
+
+    fn decisions(&self, kind: &str, verdict: &str, reason: &str, mode: &str) -> Counter {
         let labels = [
             ("kind", kind.to_owned()),
             ("verdict", verdict.to_owned()),
             ("reason", reason.to_owned()),
             ("mode", mode.to_owned()),
         ];
-        self.decisions.get_or_create(&labels).inc();
+        self.decisions.get_or_create(&labels).clone()
     }
 
     /// So many records were lost at this stage.

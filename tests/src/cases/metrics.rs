@@ -22,7 +22,13 @@ const ASKED: [&str; 2] = [
 ];
 
 fn metrics_are_scraped(scene: &mut Scene) -> Result<()> {
-    scene.small(&standard::bundle()?, &["--metrics", ADDRESS])?;
+    let options = [
+        "--metrics",
+        ADDRESS,
+        "--sink",
+        "a=file:///var/log/enforcer/a",
+    ];
+    scene.small(&standard::bundle()?, &options)?;
     ensure!(get("/livez")?.0 == 200, "the daemon does not live");
     let (status, why) = get("/readyz")?;
     ensure!(status == 200, "it is not ready: {status}, {why}");
