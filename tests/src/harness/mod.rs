@@ -26,7 +26,7 @@ pub use events::Event;
 pub use outside::Outside;
 
 /// How long an effect may take to be seen, in a machine that is emulated.
-pub const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(90);
 /// How long is waited for something that should not happen.
 pub const A_MOMENT: Duration = Duration::from_millis(80);
 
