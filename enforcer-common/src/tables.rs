@@ -801,6 +801,22 @@ pub struct AncestorSlot {
     pub complete: u64,
 }
 
+/// What governance had in force on the node. No program asks; the next daemon does, and takes nothing older.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Governed {
+    /// The beginning of the configured trust root's digest: under another one all begins anew.
+    pub anchor: u64,
+    /// Of the bundle.
+    pub version: u64,
+    /// Of the last revocation.
+    pub sequence: u64,
+    /// Of the trust root that followed the configured one.
+    pub root_version: u64,
+    /// The first half of that one's digest, the beginning first.
+    pub root_digest: [u64; 2],
+}
+
 /// What a decision may ask. Implemented over BPF maps in the kernel and over hash maps in user space.
 pub trait Tables {
     /// The bundle in force; `None` before the first one.
@@ -881,6 +897,7 @@ sizes! {
     RelevantKey = 8,
     Relevant = 16,
     AncestorSlot = 24,
+    Governed = 48,
     CgroupName = 192,
     EndpointKey = 24,
     OwnObject = 8,

@@ -16,9 +16,9 @@ use enforcer_common::{
     layout::Offsets,
     tables::{
         AncestorSlot, Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey,
-        EndpointKey, GrantKey, Grants, Holder, HolderKey, Origin, OriginKey, OwnObject, Relevant,
-        RelevantKey, Share, SocketName, SocketRecord, Subject, SubjectKey, Usage, UsageKey,
-        Versioned, Watch,
+        EndpointKey, Governed, GrantKey, Grants, Holder, HolderKey, Origin, OriginKey, OwnObject,
+        Relevant, RelevantKey, Share, SocketName, SocketRecord, Subject, SubjectKey, Usage,
+        UsageKey, Versioned, Watch,
     },
     watch::{ChildKey, Node, Pattern, PatternKey},
 };
@@ -155,9 +155,9 @@ pub static HANDED_OVER: Array<u32> = Array::with_max_entries(1, 0);
 pub static CREDENTIAL_NUMBERS: HashMap<NameDigest, CredentialId> =
     HashMap::with_max_entries(capacity::CREDENTIAL_NUMBERS, BPF_F_NO_PREALLOC);
 
-/// What governance had in force here: what anchors the trust, the version, the last revocation; likewise.
+/// What governance had in force here, likewise.
 #[map]
-pub static GOVERNED: Array<u64> = Array::with_max_entries(3, 0);
+pub static GOVERNED: Array<Governed> = Array::with_max_entries(1, 0);
 
 /// The last number given to anything else, and the last generation, likewise.
 #[map]

@@ -143,6 +143,19 @@ pub enum Refusal {
         /// The one that should come.
         expected: u64,
     },
+    /// There are two trust roots of one version.
+    #[error("it is trust root {0} as the one that was in force here, and another content")]
+    AnotherRoot(u64),
+    /// Judged by a trust root that newer ones have taken the place of.
+    #[error(
+        "trust root {have} is held, and it is not the trust root {seen} that was in force here, nor follows it; that one has to come first"
+    )]
+    RootBehind {
+        /// The version of the one that is held.
+        have: u64,
+        /// The version of the one that was in force.
+        seen: u64,
+    },
     /// A trust root that trusts nobody, or anybody.
     #[error("the trust root is no good: {0}")]
     RootUnsound(String),
@@ -217,6 +230,28 @@ pub struct Numbers {
     pub version: u64,
     /// Of the revocations.
     pub sequence: u64,
+    /// The trust root.
+    pub root: RootMark,
+}
+
+/// Which trust root it is. The version alone would not tell: who has the keys of an older root can sign another one of
+/// that version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RootMark {
+    /// 0 for none.
+    pub version: u64,
+    /// The first half of its digest.
+    pub digest: u128,
+}
+
+impl RootMark {
+    fn of(root: &TrustRoot) -> Self {
+        let Digest(digest) = Digest::of(&json!(root));
+        Self {
+            version: root.version,
+            digest: u128::from_str_radix(&digest[..32], 16).unwrap_or(u128::MAX),
+        }
+    }
 }
 
 impl Held {
@@ -244,7 +279,17 @@ impl Held {
     pub fn has_seen(&mut self, numbers: Numbers) {
         self.seen.version = self.seen.version.max(numbers.version);
         self.seen.sequence = self.seen.sequence.max(numbers.sequence);
+        if numbers.root.version > self.seen.root.version {
+            self.seen.root = numbers.root;
+        }
         self.settle();
+    }
+
+    /// Whether the trust root that was in force here once is the one that is held, or one before it.
+    fn root_is_there(&self) -> bool {
+        let seen = self.seen.root;
+        let mut roots = self.before.iter().chain([&self.root]);
+        seen.version == 0 || roots.any(|root| RootMark::of(root) == seen)
     }
 
     /// What would be held after this, and what is another then.
@@ -286,6 +331,12 @@ impl Held {
         kind: &'static str,
         now: Option<Timestamp>,
     ) -> Result<S, Refusal> {
+        if !self.root_is_there() {
+            return Err(Refusal::RootBehind {
+                have: self.root.version,
+                seen: self.seen.root.version,
+            });
+        }
         let verified = self.root.verify(S::ROLE, envelope);
         // What was taken before the keys changed was good then.
         let was_good = |root: &TrustRoot| root.verify(S::ROLE, envelope).is_ok();
@@ -413,6 +464,7 @@ impl Held {
         held.has_seen(Numbers {
             version: head.version,
             sequence: held.sequence,
+            ..Numbers::default()
         });
         held.revocations = held.revocations.split_off(&(head.includes_revocations + 1));
         held.current = Some(Current {
@@ -489,9 +541,16 @@ impl Held {
         self.issued_here(&root.issuer)?;
         root.check().map_err(Refusal::RootUnsound)?;
         root.verify(TrustRoot::ROLE, envelope)?;
+        let (mark, seen) = (RootMark::of(&root), self.seen.root);
+        if mark.version == seen.version && mark != seen {
+            return Err(Refusal::AnotherRoot(mark.version));
+        }
         let mut held = self.clone();
         held.before.push(std::mem::replace(&mut held.root, root));
         held.roots.push(Arc::new(envelope.clone()));
+        if held.effective.is_none() {
+            held.settle();
+        }
         Ok((held, Changed::Root))
     }
 
@@ -504,8 +563,10 @@ impl Held {
 
     /// Brings together what has to be in force.
     fn settle(&mut self) {
+        let root_is_there = self.root_is_there();
         self.effective = self.current.as_ref().and_then(|current| {
-            if self.sequence < self.seen.sequence || current.head.version < self.seen.version {
+            let older = current.head.version < self.seen.version;
+            if older || self.sequence < self.seen.sequence || !root_is_there {
                 return None;
             }
             let since = self.revocations.values().flat_map(|(it, _)| &it.targets);
@@ -534,6 +595,7 @@ impl Held {
         Numbers {
             version: self.current.as_ref().map_or(0, |it| it.head.version),
             sequence: self.sequence,
+            root: RootMark::of(&self.root),
         }
     }
 

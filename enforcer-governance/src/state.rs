@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::envelope::Envelope;
 use crate::files;
-use crate::held::{Held, Numbers, Refusal};
+use crate::held::{Held, Numbers, Refusal, RootMark};
 use crate::trust::TrustRoot;
 
 /// Why what was kept cannot be used.
@@ -126,6 +126,8 @@ impl State {
         let numbers = Numbers {
             version: saved.version,
             sequence: saved.sequence,
+            // They come with it.
+            root: RootMark::default(),
         };
         let mut new = new;
         for root in &saved.roots {

@@ -45,11 +45,13 @@ impl Governance {
         held.has_seen(before);
         if was.version > 0 && held.bundle().is_none() && unused.is_none() {
             unused = Some(format!(
-                "what was kept of governance is not used: it has version {} and revocation {}, and version {} and revocation {} were in force here; an older copy of {} was put there, or the last daemon died before it had written",
+                "what was kept of governance is not used: it has version {}, revocation {} and trust root {}, and version {}, revocation {} and trust root {} were in force here; an older copy of {} was put there, or the last daemon died before it had written",
                 was.version,
                 was.sequence,
+                was.root.version,
                 before.version,
                 before.sequence,
+                before.root.version,
                 directory.display()
             ));
         }

@@ -289,7 +289,7 @@ impl Taking {
         };
         self.pending.push(nonce.clone());
         let is_complete = next.bundle().is_some();
-        if changed == Changed::Root || changed != Changed::Nothing && !is_complete {
+        if changed != Changed::Nothing && !is_complete {
             client.held = next;
             client.keep();
         } else if changed != Changed::Nothing

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::office::{Office, parts};
 use enforcer_bundle::{Bundle, Change, Kind, Labels};
+use enforcer_governance::contract;
 use enforcer_governance::envelope::Envelope;
 use enforcer_governance::held::{Changed, Held, MAX_DELTAS, MAX_PAYLOAD, Numbers};
 use enforcer_governance::state::State;
@@ -161,7 +162,7 @@ fn older_ones_do_not_come_back() {
     let mut forgotten = Held::new(office.root(), labels()).expect("sound");
     forgotten.has_seen(Numbers {
         version: 5,
-        sequence: 0,
+        ..Numbers::default()
     });
     refused(
         &forgotten,
@@ -443,13 +444,20 @@ impl Kept {
     }
 }
 
+/// Of who has only a trust root.
+fn nothing() -> contract::Held {
+    contract::Held {
+        trust_root_version: 1,
+        ..contract::Held::default()
+    }
+}
+
 #[test]
 fn the_next_daemon_holds_the_same() {
     let office = Office::new(1);
     let kept = Kept::new(&office);
-    let (state, held, unused) = kept.open();
-    assert_eq!((held.numbers(), unused), (Numbers::default(), None));
-    let mut held = held;
+    let (state, mut held, unused) = kept.open();
+    assert_eq!((held.summary(), unused), (nothing(), None));
     for envelope in [
         office.snapshot(1, &["E1", "E2"]),
         office.delta(2, &["E1", "E2"], &["E1", "E3"]),
@@ -468,7 +476,7 @@ fn the_next_daemon_holds_the_same() {
     let root = serde_json::to_vec(&Office::new(2).root()).expect("JSON");
     std::fs::write(kept.path("trust.json"), root).expect("written");
     let (_, held, unused) = kept.open();
-    assert_eq!((held.numbers(), unused), (Numbers::default(), None));
+    assert_eq!((held.summary(), unused), (nothing(), None));
 }
 
 #[test]
@@ -526,12 +534,67 @@ fn an_older_copy_is_not_used() {
 }
 
 #[test]
+fn an_older_trust_root_does_not_come_back() {
+    let [old, new, stranger] = [1, 2, 3].map(Office::new);
+    let kept = Kept::new(&old);
+    let (state, held, _) = kept.open();
+    let second = |office: &Office| {
+        let root = TrustRoot {
+            version: 2,
+            ..office.root()
+        };
+        root.sign(&[old.keys.clone(), office.keys.clone()].concat())
+    };
+    let held = take(&held, &old.snapshot(1, &["E1"]));
+    state.keep(&held).expect("kept");
+    let seen = take(&held, &second(&new)).numbers();
+
+    // The files of before, and who has the key that was good then.
+    let (_, mut held, unused) = kept.open();
+    assert_eq!(unused, None);
+    held.has_seen(seen);
+    assert!(held.bundle().is_none());
+    for envelope in [
+        old.snapshot(2, &["E1", "E2"]),
+        old.revocation(1, &[]),
+        old.freshness(1, 0, 0, 300),
+    ] {
+        refused(
+            &held,
+            &envelope,
+            "not the trust root 2 that was in force here",
+        );
+    }
+    // Such a key makes no other root of that version, neither on the wire nor in the files.
+    refused(&held, &second(&stranger), "another content");
+    let (state, forged, _) = kept.open();
+    state
+        .keep(&take(&forged, &second(&stranger)))
+        .expect("kept");
+    let (_, mut forged, unused) = kept.open();
+    assert_eq!(unused, None);
+    forged.has_seen(seen);
+    assert!(forged.bundle().is_none());
+    let bundle = stranger.snapshot(2, &["E1", "E2"]);
+    refused(
+        &forged,
+        &bundle,
+        "not the trust root 2 that was in force here",
+    );
+    // With the root that is missing it is all there again.
+    let held = take(&held, &second(&new));
+    assert_eq!(in_force(&held), [("E1".to_owned(), false)]);
+    take(&held, &new.snapshot(2, &["E1", "E2"]));
+}
+
+#[test]
 fn a_revocation_that_was_lost_is_waited_for() {
     let office = Office::new(1);
     let mut held = Held::new(office.root(), labels()).expect("sound");
     held.has_seen(Numbers {
         version: 1,
         sequence: 1,
+        ..Numbers::default()
     });
     let held = take(&held, &office.snapshot(1, &["E1"]));
     // It would come back to life here.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use enforcer_bundle::{Bundle, Labels};
 use enforcer_governance::client::{Activate, Client, Config, EVIDENCE_CURSOR, Link, Order, Pace};
 use enforcer_governance::contract::NodeStatus;
+use enforcer_governance::held::Numbers;
 use enforcer_governance::journal::{Journal, Limits, Reader};
 use enforcer_governance::state::State;
 use tokio::sync::{mpsc, watch};
@@ -16,6 +17,8 @@ use tokio::task::JoinHandle;
 #[derive(Clone, Default)]
 pub struct Seen {
     pub bundle: Option<Arc<Bundle>>,
+    /// What a kernel would have of it.
+    pub numbers: Numbers,
     pub refusals: Vec<String>,
 }
 
@@ -50,6 +53,11 @@ impl Node {
         Self::with_evidence(place, name, directory, labels, None)
     }
 
+    /// Where this was in force already, whatever the directory says.
+    pub fn start_after(place: &Place, name: &str, directory: &Path, numbers: Numbers) -> Self {
+        Self::run(place, name, directory, &[], None, numbers)
+    }
+
     pub fn with_evidence(
         place: &Place,
         name: &str,
@@ -57,14 +65,28 @@ impl Node {
         labels: &[(&str, &str)],
         evidence: Option<Reader>,
     ) -> Self {
+        let before = Numbers::default();
+        Self::run(place, name, directory, labels, evidence, before)
+    }
+
+    fn run(
+        place: &Place,
+        name: &str,
+        directory: &Path,
+        labels: &[(&str, &str)],
+        evidence: Option<Reader>,
+        before: Numbers,
+    ) -> Self {
         let labels = labels
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let labels: Labels = labels.collect();
-        let (state, held, unused) =
+        let (state, mut held, unused) =
             State::open(&directory.join("state"), &place.trust, labels.clone()).expect("opened");
+        held.has_seen(before);
         let seen = Arc::new(Mutex::new(Seen {
             bundle: held.bundle(),
+            numbers: before,
             refusals: unused.into_iter().collect(),
         }));
         let unfit = Arc::new(Mutex::new(None::<String>));
@@ -103,7 +125,12 @@ impl Node {
                 let _status = status;
                 while let Some(order) = ordered.recv().await {
                     match order {
-                        Order::Activate(Activate { bundle, done, .. }) => {
+                        Order::Activate(Activate {
+                            bundle,
+                            numbers,
+                            done,
+                            ..
+                        }) => {
                             let unfit = unfit.lock().expect("unfit").clone();
                             let has = |bundle: &Arc<Bundle>| {
                                 bundle
@@ -116,7 +143,8 @@ impl Node {
                                     Err("it does not fit the kernel's tables".to_owned())
                                 }
                                 bundle => {
-                                    seen.lock().expect("seen").bundle = bundle;
+                                    let mut seen = seen.lock().expect("seen");
+                                    (seen.bundle, seen.numbers) = (bundle, numbers);
                                     Ok(())
                                 }
                             };

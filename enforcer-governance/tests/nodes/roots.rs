@@ -11,9 +11,10 @@ use enforcer_governance::statement::Statement as _;
 use enforcer_governance::trust::{Signers, TrustRoot};
 
 use super::bus::Bus;
-use super::node::Node;
+use super::node::{Node, until};
 use super::office::Office;
 use super::server::{Server, documents};
+use super::stranger::{self, Does};
 
 /// What is put there comes whole, from beside its place.
 fn put(path: &Path, text: &[u8]) {
@@ -126,6 +127,23 @@ async fn a_new_root_reaches_the_nodes_and_a_bad_one_nobody() {
     server.expect("started").stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_root_is_noted_at_once() {
+    let own = tempfile::tempdir().expect("directory");
+    let [old, new] = [1, 2].map(Office::new);
+    let second = TrustRoot {
+        version: 2,
+        ..new.root()
+    };
+    let second = second.sign(&[old.keys.clone(), new.keys.clone()].concat());
+    // Nothing comes after it that would be noted too.
+    let sends = Does::Sends(vec![old.snapshot(1, &["E1"]), second]);
+    let (place, directory, _) = stranger::start(own.path(), &old, sends).await;
+    let node = Node::start(&place, "n1", &directory, &[]);
+    let version = || node.seen().numbers.root.version;
+    until("noted", version, |it| *it == 2).await;
+}
+
 /// From the first trust root with the old key to the next one with the new key.
 async fn change_keys(store: Option<&NatsLocation>) {
     let own = tempfile::tempdir().expect("directory");
@@ -156,10 +174,14 @@ async fn change_keys(store: Option<&NatsLocation>) {
     drop(node);
     server.stop().await;
 
+    let kept = admitted.join("state/state.json");
+    let older = std::fs::read(&kept).expect("there");
     let server = start(&[old_key, new_key.clone()]).await;
     let node = Node::start(&server.place(), "n1", &admitted, &[]);
     put(&own.path().join("server/roots/2.dsse.json"), &second);
     server.until_knows("n1", |it| root_version(it) == 2).await;
+    let numbers = node.seen().numbers;
+    assert_eq!((numbers.sequence, numbers.root.version), (1, 2));
     drop(node);
     server.stop().await;
 
@@ -167,6 +189,12 @@ async fn change_keys(store: Option<&NatsLocation>) {
     let server = start(&[new_key]).await;
     let node = Node::start(&server.place(), "n1", &admitted, &[]);
     assert_eq!(node.in_force(), "E1! E2");
+    // An older copy of its files is not used before the server has brought the root that is missing there.
+    drop(node);
+    std::fs::write(&kept, older).expect("written");
+    let node = Node::start_after(&server.place(), "n1", &admitted, numbers);
+    assert_eq!(node.in_force(), "");
+    node.until_in_force("E1! E2").await;
     let admitted = server.admit("n2", &[]).await;
     let late = Node::start(&server.place(), "n2", &admitted, &[]);
     late.until_in_force("E1! E2").await;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use enforcer_bundle::{Bundle, Digest};
 use enforcer_common::ids::BootNs;
-use enforcer_common::tables;
+use enforcer_common::tables::{self, Governed};
 use enforcer_governance::contract::NodeStatus;
-use enforcer_governance::held::Numbers;
+use enforcer_governance::held::{Numbers, RootMark};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -15,28 +15,49 @@ use crate::bundle::Mode;
 use crate::fanotify::{Rules, Snapshot};
 use crate::kernel::maps::{self, Maps};
 
-/// Places of the pinned table of numbers: what anchors them, the version, the revocation.
-const ANCHOR: u32 = 0;
-const VERSION: u32 = 1;
-const SEQUENCE: u32 = 2;
-
 /// The beginning of what anchors the numbers: with another trust root others count.
 fn anchor_of(anchor: &Digest) -> u64 {
     u64::from_str_radix(&anchor.0[..16], 16).unwrap_or(u64::MAX)
+}
+
+/// For the kernel.
+fn noted(numbers: Numbers, anchor: &Digest) -> Governed {
+    let Numbers {
+        version,
+        sequence,
+        root,
+    } = numbers;
+    Governed {
+        anchor: anchor_of(anchor),
+        version,
+        sequence,
+        root_version: root.version,
+        root_digest: [(root.digest >> 64) as u64, root.digest as u64],
+    }
+}
+
+/// What the kernel has of it.
+fn numbers(governed: &Governed, anchor: &Digest) -> Numbers {
+    if governed.anchor != anchor_of(anchor) {
+        return Numbers::default();
+    }
+    let [high, low] = governed.root_digest.map(u128::from);
+    Numbers {
+        version: governed.version,
+        sequence: governed.sequence,
+        root: RootMark {
+            version: governed.root_version,
+            digest: high << 64 | low,
+        },
+    }
 }
 
 impl Engine {
     /// What was in force here under this trust root since the programs were loaded, whatever became of the files that
     /// say so.
     pub fn governed_before(&mut self, anchor: &Digest) -> Result<Numbers, Error> {
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        if maps.at::<u64>("GOVERNED", ANCHOR)? != anchor_of(anchor) {
-            return Ok(Numbers::default());
-        }
-        Ok(Numbers {
-            version: maps.at("GOVERNED", VERSION)?,
-            sequence: maps.at("GOVERNED", SEQUENCE)?,
-        })
+        let governed = Maps(&mut self.loaded.ebpf).at("GOVERNED", 0)?;
+        Ok(numbers(&governed, anchor))
     }
 
     /// Puts in force what governance says: nothing of it, or all.
@@ -63,19 +84,13 @@ impl Engine {
         }
         self.refused = None;
         let mut maps = Maps(&mut self.loaded.ebpf);
-        // The anchor last: until it is there the numbers count for nothing.
-        let same = maps.at::<u64>("GOVERNED", ANCHOR)? == anchor_of(anchor);
-        if !same {
-            maps.set("GOVERNED", ANCHOR, 0_u64)?;
+        let before: Governed = maps.at("GOVERNED", 0)?;
+        let now = noted(numbers, anchor);
+        maps.set("GOVERNED", 0, now)?;
+        if (before.anchor, before.sequence) != (now.anchor, now.sequence) {
+            self.log
+                .write("revocations", json!({"sequence": now.sequence}));
         }
-        if !same || maps.at::<u64>("GOVERNED", SEQUENCE)? != numbers.sequence {
-            let sequence = numbers.sequence;
-            self.log.write("revocations", json!({"sequence": sequence}));
-        }
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        maps.set("GOVERNED", VERSION, numbers.version)?;
-        maps.set("GOVERNED", SEQUENCE, numbers.sequence)?;
-        maps.set("GOVERNED", ANCHOR, anchor_of(anchor))?;
         Ok(())
     }
 
@@ -130,5 +145,27 @@ impl Engine {
                 .collect(),
             reason: self.proven.as_ref().err().cloned().unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_counts_under_its_anchor() {
+        let [anchor, other] = ["a", "b"].map(|it| Digest::of_bytes(it.as_bytes()));
+        let known = Numbers {
+            version: 7,
+            sequence: 5,
+            root: RootMark {
+                version: 3,
+                digest: (7 << 64) | 9,
+            },
+        };
+        let governed = noted(known, &anchor);
+        assert_eq!(numbers(&governed, &anchor), known);
+        assert_eq!(numbers(&governed, &other), Numbers::default());
+        assert_eq!(numbers(&Governed::default(), &anchor), Numbers::default());
     }
 }
