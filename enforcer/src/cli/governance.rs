@@ -405,6 +405,7 @@ fn described(node: &Node) -> Value {
         "version": held.bundle_version,
         "digest": held.bundle_digest,
         "revocationSequence": held.revocation_sequence,
+        "trustRootVersion": held.trust_root_version,
         "activeSince": node.active_since.map(moment),
         "state": status.state,
         "mode": {"requested": status.requested_mode, "effective": status.effective_mode},
@@ -423,11 +424,12 @@ fn line(node: &Value) -> String {
     };
     let connected = node["connected"] == true;
     let mut line = format!(
-        "{:<24} {:<12} version {:<6} revocation {:<4} {:<24} {} -> {}",
+        "{:<24} {:<12} version {:<6} revocation {:<4} root {:<3} {:<24} {} -> {}",
         text(&node["name"]),
         if connected { "connected" } else { "away" },
         node["version"],
         node["revocationSequence"],
+        node["trustRootVersion"],
         text(&node["state"]),
         text(&node["mode"]["requested"]),
         text(&node["mode"]["effective"]),
@@ -444,8 +446,40 @@ fn line(node: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use enforcer_governance::contract::Held;
 
     use super::super::Cli;
+    use super::*;
+
+    #[test]
+    fn a_node_is_shown_with_what_it_holds() {
+        let node = Node {
+            name: "n1".to_owned(),
+            connected: true,
+            held: Some(Held {
+                bundle_version: 7,
+                revocation_sequence: 5,
+                trust_root_version: 2,
+                ..Held::default()
+            }),
+            ..Node::default()
+        };
+        let shown = line(&described(&node));
+        let words: Vec<&str> = shown.split_whitespace().collect();
+        assert_eq!(
+            words[..8],
+            [
+                "n1",
+                "connected",
+                "version",
+                "7",
+                "revocation",
+                "5",
+                "root",
+                "2"
+            ]
+        );
+    }
 
     #[test]
     fn freshness_has_bounds() {
