@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use enforcer_governance::server::NatsLocation;
 
+use super::guard::Guard;
+
 /// One server of NATS or a cluster of three, killed when dropped.
 pub struct Bus {
     directory: tempfile::TempDir,
     addresses: Vec<Ipv4Addr>,
     children: Vec<Option<Child>>,
+    guard: Option<Guard>,
 }
 
 /// On `PATH`, or where `cargo xtask setup` has put it.
@@ -46,8 +49,24 @@ impl Bus {
             directory: tempfile::tempdir().expect("directory"),
             addresses: (0..count).map(|_| own_address()).collect(),
             children: (0..count).map(|_| None).collect(),
+            guard: None,
         };
         (0..count).for_each(|number| bus.run(number));
+        bus
+    }
+
+    /// One that speaks TLS, and lets nobody in without credentials.
+    pub fn start_guarded() -> Self {
+        let directory = tempfile::tempdir().expect("directory");
+        let address = own_address();
+        let guard = Guard::new(directory.path(), address);
+        let mut bus = Self {
+            directory,
+            addresses: vec![address],
+            children: vec![None],
+            guard: Some(guard),
+        };
+        bus.run(0);
         bus
     }
 
@@ -62,6 +81,9 @@ impl Bus {
             .arg("--jetstream")
             .arg("--store_dir")
             .arg(&directory);
+        if let Some(guard) = &self.guard {
+            command.arg("--config").arg(&guard.config);
+        }
         if self.addresses.len() > 1 {
             let route = |it: &Ipv4Addr| format!("nats://{it}:{CLUSTER_PORT}");
             let routes: Vec<String> = self.addresses.iter().map(route).collect();
@@ -96,14 +118,16 @@ impl Bus {
     }
 
     pub fn location(&self) -> NatsLocation {
+        let guard = self.guard.as_ref();
+        let scheme = if guard.is_some() { "tls" } else { "nats" };
         let urls = self
             .addresses
             .iter()
-            .map(|it| format!("nats://{it}:{PORT}"));
+            .map(|it| format!("{scheme}://{it}:{PORT}"));
         NatsLocation {
             url: urls.collect::<Vec<_>>().join(","),
-            credentials: None,
-            authority: None,
+            credentials: guard.map(|it| it.credentials.clone()),
+            authority: guard.map(|it| it.authority.clone()),
             replicas: self.addresses.len(),
         }
     }

@@ -10,7 +10,7 @@ use enforcer_governance::contract::{
 use enforcer_governance::held::Held;
 use jiff::Timestamp;
 use server_message::Message;
-use tonic::transport::{Channel, Identity};
+use tonic::transport::Channel;
 
 use super::node::Node;
 use super::server::Server;
@@ -30,13 +30,11 @@ impl Fetcher {
         node.until_in_force("E1 E2").await;
         drop(node);
         server.until_knows("n1", |node| !node.connected).await;
-        let read = |file| std::fs::read_to_string(own.join("state").join(file)).expect("there");
-        let identity = Identity::from_pem(read("node.pem"), read("node.key"));
-        let channel = server.endpoint(Some(identity)).connect().await;
+        let channel = server.connect_as(&own).await;
         let trust = std::fs::read(server.place().trust).expect("there");
         let root = serde_json::from_slice(&trust).expect("a trust root");
         Self {
-            service: GovernanceClient::new(channel.expect("connected")),
+            service: GovernanceClient::new(channel),
             held: Held::new(root, Labels::new()).expect("sound"),
             acknowledgements: Vec::new(),
         }

@@ -3,6 +3,7 @@
 mod archive;
 mod bus;
 mod fetch;
+mod guard;
 mod held;
 mod hostile;
 mod node;

@@ -199,6 +199,14 @@ impl Server {
         endpoint.tls_config(tls).expect("TLS")
     }
 
+    /// A connection of a node that has enrolled, for who does not go on to try again as a client would.
+    pub async fn connect_as(&self, node: &Path) -> Channel {
+        let read = |file| std::fs::read_to_string(node.join("state").join(file)).expect("there");
+        let identity = Identity::from_pem(read("node.pem"), read("node.key"));
+        let channel = self.endpoint(Some(identity)).connect().await;
+        channel.expect("connected")
+    }
+
     /// What its health service says of the whole and of the service for nodes.
     pub async fn health(&self) -> [ServingStatus; 2] {
         let channel = self.endpoint(None).connect().await.expect("connected");

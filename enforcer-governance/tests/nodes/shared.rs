@@ -8,10 +8,13 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::stream::RawMessageErrorKind;
 use enforcer_governance::contract;
+use enforcer_governance::server::NatsLocation;
 use enforcer_governance::statement::Target;
+use nkeys::KeyPair;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use super::bus::Bus;
+use super::guard;
 use super::node::{Node, Place, append, journal, until, until_told};
 use super::office::Office;
 use super::server::{Server, documents};
@@ -52,6 +55,45 @@ fn place(servers: &[Server], first: usize) -> Place {
         url: urls.remove(0),
         others: urls,
         ..servers[0].place()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_can_ask_for_tls_and_credentials() {
+    let own = tempfile::tempdir().expect("directory");
+    let bus = Bus::start_guarded();
+    let location = bus.location();
+    let servers = fleet(own.path(), &bus, 2, &["E1"]).await;
+    let admitted = servers[0].admit("n1", &[]).await;
+    let node = Node::start(&servers[1].place(), "n1", &admitted, &[]);
+    node.until_in_force("E1").await;
+    servers[0].revoke("E1").await.expect("revoked");
+    node.until_in_force("E1!").await;
+
+    let stranger = own.path().join("stranger.creds");
+    guard::credentials(&stranger, &KeyPair::new_account());
+    let other = own.path().join("other");
+    give_secrets(&servers[0].directory, &other);
+    let refused = async |location: NatsLocation| {
+        let refused = Server::start_on(&other, &location).await;
+        refused.err().expect("refused")
+    };
+    let without_authority = NatsLocation {
+        authority: None,
+        ..location.clone()
+    };
+    let reason = refused(without_authority).await;
+    assert!(reason.contains("UnknownIssuer"), "{reason}");
+    for credentials in [None, Some(stranger)] {
+        let strange = NatsLocation {
+            credentials,
+            ..location.clone()
+        };
+        let reason = refused(strange).await;
+        assert!(reason.contains("authorization"), "{reason}");
+    }
+    for server in servers {
+        server.stop().await;
     }
 }
 

@@ -2,12 +2,20 @@
 
 use super::node::{Node, append, journal, until};
 use super::server::Server;
+use enforcer_governance::contract::evidence_client::EvidenceClient;
 use enforcer_governance::contract::governance_client::GovernanceClient;
-use enforcer_governance::contract::{self, FetchRequest, Hello, NodeMessage, node_message};
+use enforcer_governance::contract::{
+    self, EvidenceBatch, FetchRequest, Hello, NodeMessage, node_message,
+};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::json;
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use tonic::transport::Identity;
+use x509_parser::pem::parse_x509_pem;
 
 fn directory() -> tempfile::TempDir {
     tempfile::tempdir().expect("directory")
@@ -118,16 +126,20 @@ async fn strangers_get_nothing() {
     server.stop().await;
 }
 
-/// A certificate of the server's authority that ended long ago, with its key.
-fn ended(server: &Server, name: &str) -> (String, String) {
+/// A certificate of the server's authority that is good from one day (after today) until another, with its key.
+fn certificate(server: &Server, name: &str, days: [i64; 2]) -> (String, String) {
     let read = |file| std::fs::read_to_string(server.directory.join("server").join(file));
     let authority_key = KeyPair::from_pem(&read("ca.key").expect("there")).expect("a key");
     let authority = read("ca.pem").expect("there");
     let issuer = Issuer::from_ca_cert_pem(&authority, authority_key).expect("an authority");
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2020, 1, 31);
+    let day = |days: i64| {
+        let day = Timestamp::now() + SignedDuration::from_hours(24 * days);
+        let day = day.to_zoned(TimeZone::UTC).date();
+        rcgen::date_time_ymd(day.year().into(), day.month() as u8, day.day() as u8)
+    };
+    [params.not_before, params.not_after] = days.map(day);
     let key = KeyPair::generate().expect("a key");
     let certificate = params.signed_by(&key, &issuer).expect("signed");
     (certificate.pem(), key.serialize_pem())
@@ -138,7 +150,7 @@ async fn a_certificate_that_has_ended_is_none() {
     let place = directory();
     let server = Server::start(place.path(), &["E1"]).await;
     let own = server.admit("n1", &[]).await;
-    let (certificate, key) = ended(&server, "n1");
+    let (certificate, key) = certificate(&server, "n1", [-60, -30]);
     let kept = own.join("state/node.pem");
     std::fs::create_dir(own.join("state")).expect("directory");
     std::fs::write(&kept, &certificate).expect("written");
@@ -149,7 +161,7 @@ async fn a_certificate_that_has_ended_is_none() {
     let node = Node::start(&server.place(), "n1", &own, &[]);
     let reason = || node.link.borrow().reason.clone().unwrap_or_default();
     until("a reason", reason, |it| {
-        it.contains("ended at 2020-01-31") && it.contains("`enforcer governance token`")
+        it.contains("ended at ") && it.contains("`enforcer governance token`")
     })
     .await;
     assert_eq!(node.in_force(), "");
@@ -157,6 +169,48 @@ async fn a_certificate_that_has_ended_is_none() {
     std::fs::write(own.join("token"), token).expect("written");
     node.until_in_force("E1").await;
     assert_ne!(std::fs::read_to_string(&kept).expect("there"), certificate);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_when_half_of_its_time_is_over() {
+    let place = directory();
+    let server = Server::start(place.path(), &["E1: nodes: {zone: near}"]).await;
+    let zone = [("zone", "near")];
+    let own = server.admit("n1", &zone).await;
+    // A connection comes after the renewal.
+    let connect = async || {
+        let node = Node::start(&server.place(), "n1", &own, &zone);
+        until("connected", || node.link.borrow().connected, |it| *it).await;
+    };
+    let [kept, kept_key] = ["node.pem", "node.key"].map(|file| own.join("state").join(file));
+    let read = |path| std::fs::read_to_string(path).expect("there");
+    connect().await;
+    // The token was for once: from now on there is only the certificate.
+    std::fs::remove_file(own.join("token")).expect("removed");
+    for (days, renewed) in [([-14, 17], false), ([-17, 14], true)] {
+        let (certificate, key) = certificate(&server, "n1", days);
+        std::fs::write(&kept, &certificate).expect("written");
+        std::fs::write(&kept_key, &key).expect("written");
+        connect().await;
+        assert_eq!(read(&kept) != certificate, renewed);
+        assert_eq!(read(&kept_key) != key, renewed);
+    }
+    let text = read(&kept);
+    let (_, pem) = parse_x509_pem(text.as_bytes()).expect("PEM");
+    let new = pem.parse_x509().expect("a certificate");
+    let end = Timestamp::from_second(new.validity().not_after.timestamp()).expect("a moment");
+    assert!(end > Timestamp::now() + SignedDuration::from_hours(24 * 29));
+    // It is good, and for who it was.
+    let node = Node::start(&server.place(), "n1", &own, &zone);
+    node.until_in_force("E1").await;
+    let audit = server.lines("audit.jsonl");
+    let enrolled: Vec<_> = audit.iter().filter(|it| it["action"] == "enroll").collect();
+    assert_eq!(enrolled.len(), 2);
+    for enrolled in enrolled {
+        let expected = json!({"node": "n1", "labels": {"zone": "near"}});
+        assert_eq!(enrolled["what"], expected);
+    }
     server.stop().await;
 }
 
@@ -348,6 +402,42 @@ async fn evidence_arrives_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn evidence_that_cannot_be_written_is_to_come_later() {
+    let place = directory();
+    let server = Server::start(place.path(), &["E1"]).await;
+    let own = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1").await;
+    drop(node);
+    let mut service = EvidenceClient::new(server.connect_as(&own).await);
+    let (batches, requests) = mpsc::channel(1);
+    let receipts = service.report(ReceiverStream::new(requests)).await;
+    let mut receipts = receipts.expect("answered").into_inner();
+    let mut report = async |first, count| {
+        let batch = EvidenceBatch {
+            epoch: "0".repeat(32),
+            first,
+            records: vec![b"{}".to_vec(); count],
+        };
+        batches.send(batch).await.expect("sent");
+        let receipt = receipts.message().await.expect("heard").expect("a receipt");
+        (receipt.stored, receipt.retry_after.is_some())
+    };
+    // No directory can take the place of a file.
+    let kept = place.path().join("server/evidence");
+    std::fs::write(&kept, "").expect("written");
+    assert_eq!(report(1, 2).await, (0, true));
+    assert_eq!(report(1, 2).await, (0, true));
+    // It is the same stream still, and nothing of it is lost.
+    std::fs::remove_file(&kept).expect("removed");
+    assert_eq!(report(1, 2).await, (2, false));
+    assert_eq!(report(3, 1).await, (3, false));
+    let lines = server.lines(&format!("evidence/n1/{}-1.jsonl", "0".repeat(32)));
+    assert_eq!(lines.len(), 3);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_revocations_become_a_version() {
     let place = directory();
     let server = Server::start(place.path(), &["E1", "E2"]).await;
@@ -386,10 +476,7 @@ async fn a_server_that_stops_says_when_to_come_back() {
     node.until_in_force("E1").await;
     drop(node);
 
-    // A client would go on to try again.
-    let read = |file| std::fs::read_to_string(own.join("state").join(file)).expect("there");
-    let identity = Identity::from_pem(read("node.pem"), read("node.key"));
-    let channel = server.endpoint(Some(identity)).connect().await;
+    let channel = server.connect_as(&own).await;
     let hello = node_message::Message::Hello(Hello {
         node: "n1".to_owned(),
         ..Hello::default()
@@ -398,7 +485,7 @@ async fn a_server_that_stops_says_when_to_come_back() {
         message: Some(hello),
     };
     let requests = tokio_stream::once(hello).chain(tokio_stream::pending());
-    let mut service = GovernanceClient::new(channel.expect("connected"));
+    let mut service = GovernanceClient::new(channel);
     let stream = service.sync(requests).await;
     let mut stream = stream.expect("answered").into_inner();
     let first = stream.message().await.expect("heard").expect("a message");
