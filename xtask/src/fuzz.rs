@@ -32,7 +32,9 @@ pub fn commands() -> Result<Vec<Command>> {
         let path = entry?.path();
         let name = path.file_stem().context("a fuzz target has no name")?;
         let mut fuzz = Command::new(built.join(HOST).join("debug").join(name));
+        // In so short a time inputs would not grow by and by.
         fuzz.arg(format!("-max_total_time={SECONDS}"))
+            .arg("-len_control=0")
             .arg(format!("-artifact_prefix={}/", built.display()));
         commands.push(fuzz);
     }

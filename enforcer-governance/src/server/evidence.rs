@@ -18,14 +18,25 @@ const LATER: Duration = Duration::from_secs(10);
 /// The service.
 pub struct Collector(pub Arc<Shared>);
 
-/// Whether it is lines of JSON under an epoch's name.
+/// Whether it is lines of JSON under an epoch's name, with numbers.
 #[allow(clippy::result_large_err)]
-fn check(batch: &EvidenceBatch) -> Result<(), Status> {
+pub fn check(batch: &EvidenceBatch) -> Result<(), Status> {
     let epoch = &batch.epoch;
     if epoch.len() != 32 || !epoch.chars().all(|c| c.is_ascii_hexdigit()) {
         return Err(Status::invalid_argument(
             "expected an epoch of 32 hexadecimal digits",
         ));
+    }
+    if batch
+        .first
+        .checked_add(batch.records.len() as u64)
+        .is_none()
+    {
+        return Err(Status::invalid_argument(format!(
+            "got {} records from number {} on, and there are no such numbers",
+            batch.records.len(),
+            batch.first
+        )));
     }
     let is_line = |record: &Vec<u8>| {
         !record.contains(&b'\n') && serde_json::from_slice::<serde::de::IgnoredAny>(record).is_ok()
@@ -89,5 +100,22 @@ impl Evidence for Collector {
             }
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_record_has_a_number() {
+        let records_from = |first| EvidenceBatch {
+            epoch: "0".repeat(32),
+            first,
+            records: vec![b"{}".to_vec(); 2],
+        };
+        check(&records_from(u64::MAX - 2)).expect("they have");
+        let refused = check(&records_from(u64::MAX - 1)).expect_err("the last has none");
+        assert!(refused.message().contains("no such numbers"), "{refused}");
     }
 }

@@ -59,6 +59,23 @@ pub use signals::Transmitter;
 pub use store::Location as NatsLocation;
 use store::{Directory, Nats, Seal, Store};
 
+/// What is behind the wire, for the fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::contract::EvidenceBatch;
+
+    pub use super::signals::Listener;
+
+    /// What of a batch would be stored after the record of this number; nothing of one that is refused.
+    #[must_use]
+    pub fn stored_of(batch: &EvidenceBatch, last: u64) -> &[Vec<u8>] {
+        match super::evidence::check(batch) {
+            Ok(()) => super::store::new_of(batch, last),
+            Err(_) => &[],
+        }
+    }
+}
+
 /// Most bytes of a message from a node.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 /// A connection that says nothing is asked whether it lives.

@@ -60,10 +60,16 @@ pub struct Transmitter {
     pub keys: PathBuf,
 }
 
-/// Takes what a transmitter pushes.
-pub struct Receiver {
+/// Knows a transmitter's tokens.
+#[derive(Debug)]
+pub struct Listener {
     transmitter: Transmitter,
     keys: JwkSet,
+}
+
+/// Takes what a transmitter pushes.
+pub struct Receiver {
+    listener: Listener,
     ledger: Arc<Ledger>,
     store: Arc<dyn Store>,
 }
@@ -112,29 +118,29 @@ impl IntoResponse for Problem {
     }
 }
 
-impl Receiver {
-    /// # Errors
-    /// If the keys cannot be read.
-    pub fn open(
-        transmitter: Transmitter,
-        ledger: Arc<Ledger>,
-        store: Arc<dyn Store>,
-    ) -> Result<Self, Error> {
-        let keys: Option<JwkSet> = read_json(&transmitter.keys)?;
-        Ok(Self {
-            keys: keys.ok_or_else(|| Error::gone(&transmitter.keys))?,
-            transmitter,
-            ledger,
-            store,
-        })
+impl Listener {
+    /// To who has these keys.
+    #[must_use]
+    pub fn new(transmitter: Transmitter, keys: JwkSet) -> Self {
+        Self { transmitter, keys }
     }
 
-    /// What to serve.
-    pub fn router(self) -> Router {
-        Router::new()
-            .route(PATH, post(receive))
-            .layer(DefaultBodyLimit::max(MAX_TOKEN))
-            .with_state(Arc::new(self))
+    /// What a token takes back, whenever it was issued, and whether or not it has come before.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn hear(&self, token: &str) -> Result<Vec<Target>, String> {
+        let heard = || -> Result<Vec<Option<Target>>, Problem> {
+            let claims = self.open_token(token)?;
+            let events = claims.events.iter();
+            let targets = events.map(|(event, fields)| claims.target(event, fields));
+            targets.collect()
+        };
+        match heard() {
+            Ok(targets) => Ok(targets.into_iter().flatten().collect()),
+            Err(Problem::Token(_, reason)) => Err(reason),
+            Err(Problem::Here(error)) => Err(error.chain()),
+        }
     }
 
     /// The claims of a token that is signed by the transmitter, for us.
@@ -180,6 +186,32 @@ impl Receiver {
         }
         Ok(claims)
     }
+}
+
+impl Receiver {
+    /// # Errors
+    /// If the keys cannot be read.
+    pub fn open(
+        transmitter: Transmitter,
+        ledger: Arc<Ledger>,
+        store: Arc<dyn Store>,
+    ) -> Result<Self, Error> {
+        let keys: Option<JwkSet> = read_json(&transmitter.keys)?;
+        let keys = keys.ok_or_else(|| Error::gone(&transmitter.keys))?;
+        Ok(Self {
+            listener: Listener::new(transmitter, keys),
+            ledger,
+            store,
+        })
+    }
+
+    /// What to serve.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route(PATH, post(receive))
+            .layer(DefaultBodyLimit::max(MAX_TOKEN))
+            .with_state(Arc::new(self))
+    }
 
     /// When the token was issued, if that is not too long ago, and whether it has come before.
     async fn known(&self, claims: &Claims) -> Result<(Timestamp, bool), Problem> {
@@ -210,9 +242,10 @@ impl Receiver {
 
     /// Does what the token says.
     async fn take(&self, token: &str) -> Result<(), Problem> {
-        let claims = self.open_token(token)?;
+        let claims = self.listener.open_token(token)?;
+        let issuer = &self.listener.transmitter.issuer;
         let audit = async |action: &str, what: Value| {
-            let what = json!({"by": self.transmitter.issuer, "jti": claims.jti, "what": what});
+            let what = json!({"by": issuer, "jti": claims.jti, "what": what});
             if let Err(error) = self.ledger.audit(action, &what).await {
                 tracing::error!("a signal cannot be noted: {}", error.chain());
             }
@@ -227,14 +260,13 @@ impl Receiver {
             return Ok(());
         }
         for (event, fields) in &claims.events {
-            let subject = claims.sub_id.as_ref().or(fields.get("subject"));
-            let Some(target) = target(event, fields, subject)? else {
+            let Some(target) = claims.target(event, fields)? else {
                 audit("signal-ignored", json!(event)).await;
                 continue;
             };
             let reason = fields["reason_admin"]["en"].as_str();
             let request = Request {
-                by: self.transmitter.issuer.clone(),
+                by: issuer.clone(),
                 reason: reason.unwrap_or(event).to_owned(),
                 ticket: Some(claims.jti.clone()),
             };
@@ -254,30 +286,33 @@ fn name(claims: &Claims) -> String {
     Digest::of_bytes(claims.jti.as_bytes()).0
 }
 
-/// What an event takes back, if anything.
-fn target(event: &str, fields: &Value, subject: Option<&Value>) -> Result<Option<Target>, Problem> {
-    let id = || {
-        let subject = subject.unwrap_or(&Value::Null);
-        let id = match subject["format"].as_str() {
-            Some("opaque") => subject["id"].as_str(),
-            Some("iss_sub") => subject["sub"].as_str(),
-            Some("uri") => subject["uri"].as_str(),
-            _ => None,
+impl Claims {
+    /// What one of the events takes back, if anything.
+    fn target(&self, event: &str, fields: &Value) -> Result<Option<Target>, Problem> {
+        let subject = self.sub_id.as_ref().or(fields.get("subject"));
+        let id = || {
+            let subject = subject.unwrap_or(&Value::Null);
+            let id = match subject["format"].as_str() {
+                Some("opaque") => subject["id"].as_str(),
+                Some("iss_sub") => subject["sub"].as_str(),
+                Some("uri") => subject["uri"].as_str(),
+                _ => None,
+            };
+            id.map(str::to_owned).ok_or_else(|| {
+                Problem::Token(
+                    "invalid_request",
+                    "expected a subject of the format `opaque`, `iss_sub` or `uri`".to_owned(),
+                )
+            })
         };
-        id.map(str::to_owned).ok_or_else(|| {
-            Problem::Token(
-                "invalid_request",
-                "expected a subject of the format `opaque`, `iss_sub` or `uri`".to_owned(),
-            )
-        })
-    };
-    match event {
-        SESSION_REVOKED => Ok(Some(Target::Workload(id()?))),
-        CREDENTIAL_CHANGE => match fields["change_type"].as_str() {
-            Some("revoke" | "delete") => Ok(Some(Target::Credential(id()?))),
+        match event {
+            SESSION_REVOKED => Ok(Some(Target::Workload(id()?))),
+            CREDENTIAL_CHANGE => match fields["change_type"].as_str() {
+                Some("revoke" | "delete") => Ok(Some(Target::Credential(id()?))),
+                _ => Ok(None),
+            },
             _ => Ok(None),
-        },
-        _ => Ok(None),
+        }
     }
 }
 

@@ -191,7 +191,7 @@ pub trait Store: Send + Sync {
 }
 
 /// What of a batch comes right after the record of this number.
-fn new_of(batch: &EvidenceBatch, last: u64) -> &[Vec<u8>] {
+pub fn new_of(batch: &EvidenceBatch, last: u64) -> &[Vec<u8>] {
     // A gap is asked for again, by a receipt that is behind.
     let there = match (last + 1).checked_sub(batch.first) {
         Some(there) => usize::try_from(there).unwrap_or(usize::MAX),
