@@ -74,8 +74,12 @@ fn render(values: &serde_json::Value) -> Result<String> {
         }
         template.parse(&text).map_err(|error| failed(&error))?;
         let rendered = template.render(&context).map_err(|error| failed(&error))?;
+        // What these values do not ask for.
+        if rendered.trim().is_empty() {
+            continue;
+        }
         documents.push_str("---\n");
-        documents.push_str(&rendered);
+        documents.push_str(rendered.trim_start());
     }
     Ok(documents)
 }
@@ -162,7 +166,7 @@ mod tests {
     use k8s_openapi::{
         api::{
             apps::v1::DaemonSet,
-            core::v1::{ConfigMap, Namespace, ServiceAccount},
+            core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
         },
         serde::{Serialize, de::DeserializeOwned},
     };
@@ -193,6 +197,7 @@ mod tests {
                     conforms::<DaemonSet>(&document);
                     pods = document["spec"]["template"]["spec"].clone();
                 }
+                "Service" => drop(conforms::<Service>(&document)),
                 "ServiceAccount" => drop(conforms::<ServiceAccount>(&document)),
                 other => panic!("an unexpected {other}"),
             }
@@ -208,6 +213,53 @@ mod tests {
             "run `cargo xtask chart`"
         );
         conforms::<Namespace>(&documents(&kept)[0]);
+    }
+
+    #[test]
+    fn numbers_are_found_by_who_monitors() {
+        let plain = render(&json!({})).expect("rendered");
+        assert!(!plain.contains("metrics"), "{plain}");
+        let values = json!({"metrics": {
+            "enabled": true,
+            "port": 9000,
+            "serviceMonitor": {"enabled": true, "interval": "10s", "labels": {"release": "prometheus"}},
+        }});
+        let all = documents(&render(&values).expect("rendered"));
+        let of = |kind: &str| {
+            let found = all.iter().find(|it| it["kind"] == kind);
+            found.unwrap_or_else(|| panic!("no {kind} in {all:?}"))
+        };
+        let (set, service, monitor) = (of("DaemonSet"), of("Service"), of("ServiceMonitor"));
+        conforms::<DaemonSet>(set);
+        let service_is = conforms::<Service>(service);
+        let ports = service_is.spec.and_then(|it| it.ports).expect("ports");
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(
+            container["ports"][0]["name"],
+            service["spec"]["ports"][0]["targetPort"]
+        );
+        assert_eq!(container["ports"][0]["containerPort"], ports[0].port);
+        let told = container["env"].as_array().expect("a list").iter();
+        let told: Vec<&Value> = told.filter(|it| it["name"] == "ENFORCER_METRICS").collect();
+        assert_eq!(told[0]["value"], "0.0.0.0:9000");
+        assert_eq!(monitor["spec"]["endpoints"][0]["port"], "metrics");
+        assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+        for (selector, labels) in [
+            (
+                &service["spec"]["selector"],
+                &set["spec"]["template"]["metadata"]["labels"],
+            ),
+            (
+                &monitor["spec"]["selector"]["matchLabels"],
+                &service["metadata"]["labels"],
+            ),
+        ] {
+            let wanted = selector.as_object().expect("labels");
+            assert!(!wanted.is_empty());
+            for (name, value) in wanted {
+                assert_eq!(&labels[name], value, "{name}");
+            }
+        }
     }
 
     #[test]
