@@ -333,9 +333,11 @@ async fn entitlements_are_granted_for_a_time() {
         Some("INC-7")
     );
     node.until_in_force("E1 E2").await;
-    let findings = server.lines("findings.jsonl");
-    assert_eq!(findings.len(), 1);
-    assert_eq!(findings[0]["what"]["ticket"], "INC-7");
+    // Nobody waits for the finding before nodes are told.
+    let findings = || server.lines("findings.jsonl");
+    until("a finding", findings, |found| !found.is_empty()).await;
+    assert_eq!(findings().len(), 1);
+    assert_eq!(findings()[0]["what"]["ticket"], "INC-7");
     server.revoke("E2").await.expect("revoked");
     node.until_in_force("E1 E2!").await;
     server.stop().await;
