@@ -39,12 +39,12 @@ pub fn started() {
     let mut piece = 0;
     while piece < ENVIRONMENT_PIECES {
         piece = opaque(piece + PIECES_AT_ONCE);
-        if at & !BEGINS >= end {
-            return;
-        }
         at = look_on(at, end);
         if at == 0 {
             break;
+        }
+        if at & !BEGINS >= end {
+            return;
         }
     }
     overflow();

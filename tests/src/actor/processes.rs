@@ -237,12 +237,13 @@ pub fn exec_with(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
     match unistd::execve(&line[0], &line, &variables)? {}
 }
 
-/// The same, after so many others that nobody looks through them all.
+/// The same, after so many others, the first word.
 pub fn exec_crowded(_: State, mut steps: Vec<String>) -> nix::Result<u8> {
-    if steps.is_empty() {
+    if steps.len() < 2 {
         return Err(Errno::EINVAL);
     }
-    let mut variables: Vec<String> = (0..2000)
+    let count: u32 = steps.remove(0).parse().map_err(|_| Errno::EINVAL)?;
+    let mut variables: Vec<String> = (0..count)
         .map(|number| format!("NOTHING_{number}="))
         .collect();
     variables.push(steps.remove(0));

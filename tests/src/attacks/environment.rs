@@ -1,6 +1,7 @@
 //! Credentials in environment variables.
 
 use anyhow::Result;
+use enforcer_common::capacity::ENVIRONMENT_PIECES;
 
 use super::{
     Attack, attack,
@@ -58,7 +59,10 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             in_force(s)?;
             s.twin(&entitled(), Goal::Send, &[SEND])?;
-            let crowded = "exec-crowded APP_TOKEN=x";
+            // Just so many that all are looked at.
+            let looked_at = format!("exec-crowded {} OTHER=x", ENVIRONMENT_PIECES - 2);
+            s.twin(&entitled(), Goal::Send, &[&looked_at, SEND])?;
+            let crowded = "exec-crowded 2000 APP_TOKEN=x";
             s.attack(&entitled(), Goal::Send, &[crowded, SEND])?;
             s.attack(&entitled(), Goal::Send, &[crowded, "fork", SEND])
         },

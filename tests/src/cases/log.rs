@@ -97,6 +97,7 @@ fn records_survive_kills(scene: &mut Scene) -> Result<()> {
     scene.standard()?;
     let mut receiver = Receiver::new()?;
     let mut flood = other().start(["hammer /srv/t/key 500"])?;
+    flood.patiently(Duration::from_secs(3600));
     flood.until("hammering")?;
     let mut moments = 7_u64;
     for _ in 0..kills {
