@@ -51,7 +51,7 @@ fn nats_server() -> Result<PathBuf> {
         .chain(cached)
         .map(|directory| directory.join("nats-server"))
         .find(|program| program.is_file())
-        .context("nats-server is not here; `cargo xtask setup` fetches it")
+        .context("nats-server is not here; `cargo xtask setup --tests` fetches it")
 }
 
 impl Servers {
