@@ -119,6 +119,12 @@ macro_rules! word_key {
     };
 }
 
+mod origins;
+mod usage;
+
+pub use origins::{AncestorSlot, Origin, OriginKey, Relevant, RelevantKey};
+pub use usage::{Usage, UsageKey};
+
 word_key!(
     /// Key of the credentials table: a credential of one generation.
     CredentialKey[1]
@@ -591,115 +597,6 @@ pub struct Share {
     pub told: u64,
 }
 
-word_key!(
-    /// Key of the usage table: one kind of allowed use.
-    UsageKey[10]
-);
-
-impl UsageKey {
-    /// Marks a use of a file.
-    pub const IS_FILE: u64 = 1 << 8;
-
-    /// The key: who, the answer, [`Kind`](crate::event::Kind) and [`UsageKey::IS_FILE`], and the three words of the
-    /// object: of a destination, or of an inode. Instances count as a whole, what is in none by process.
-    #[inline(always)]
-    pub fn new(task: &Task, verdict: crate::verdict::Verdict, kind: u64, object: [u64; 3]) -> Self {
-        let alone = all_ones(crate::branchless::is_zero(task.instance.0));
-        let inode = &task.executable.inode;
-        Self([
-            task.instance.0 | task.start.0 & alone,
-            (task.tgid.0 as u64 & alone) << 32 | kind,
-            (task.identity.0 as u64) << 32 | task.uid.0 as u64,
-            inode.ino,
-            (inode.dev as u64) << 32 | inode.generation as u64,
-            task.executable.changed_ns,
-            verdict.0,
-            object[0],
-            object[1],
-            object[2],
-        ])
-    }
-
-    /// The workload instance; 0 if it is in none.
-    pub const fn instance(&self) -> CgroupId {
-        match self.tgid().0 {
-            0 => CgroupId(self.0[0]),
-            _ => CgroupId(0),
-        }
-    }
-
-    /// The process, if it is in no instance; 0 otherwise.
-    pub const fn tgid(&self) -> Tgid {
-        Tgid((self.0[1] >> 32) as u32)
-    }
-
-    /// A [`Kind`](crate::event::Kind).
-    pub const fn kind(&self) -> u8 {
-        self.0[1] as u8
-    }
-
-    /// The user.
-    pub const fn uid(&self) -> crate::ids::Uid {
-        crate::ids::Uid(self.0[2] as u32)
-    }
-
-    /// What the cgroup means to the bundle.
-    pub const fn identity(&self) -> IdentityId {
-        IdentityId((self.0[2] >> 32) as u32)
-    }
-
-    /// The program.
-    pub const fn executable(&self) -> ExecutableKey {
-        ExecutableKey {
-            inode: InodeKey {
-                ino: self.0[3],
-                dev: (self.0[4] >> 32) as u32,
-                generation: self.0[4] as u32,
-            },
-            changed_ns: self.0[5],
-        }
-    }
-
-    /// The answer.
-    pub const fn verdict(&self) -> crate::verdict::Verdict {
-        crate::verdict::Verdict(self.0[6])
-    }
-
-    /// The file, if it is a use of one.
-    pub const fn file(&self) -> Option<InodeKey> {
-        if self.0[1] & Self::IS_FILE == 0 {
-            return None;
-        }
-        Some(InodeKey {
-            ino: self.0[7],
-            dev: self.0[8] as u32,
-            generation: (self.0[8] >> 32) as u32,
-        })
-    }
-
-    /// The destination, if it is no use of a file.
-    pub const fn destination(&self) -> Option<crate::address::Destination> {
-        if self.0[1] & Self::IS_FILE != 0 {
-            return None;
-        }
-        Some(crate::address::Destination::detail([
-            self.0[7], self.0[8], self.0[9],
-        ]))
-    }
-}
-
-/// Value of the usage table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Usage {
-    /// How often, since `first`.
-    pub count: u64,
-    /// The first time.
-    pub first: BootNs,
-    /// The last time.
-    pub last: BootNs,
-}
-
 /// Facts recorded with a socket when a holder last used it, for the packet gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -726,79 +623,6 @@ impl SocketRecord {
         condemned: 0,
         reserved: 0,
     };
-}
-
-/// Value of the origins table: where a process comes from, see [`crate::origin`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Origin {
-    /// The ancestors by which the bundle selects that it descends from, by their slots, a bit for each.
-    pub ancestors: u64,
-    /// 1 if it is interactive.
-    pub interactive: u64,
-}
-
-word_key!(
-    /// Key of the table of origins that matter, by what a cgroup means in one generation.
-    RelevantKey[1]
-);
-
-impl RelevantKey {
-    /// The key.
-    #[inline(always)]
-    pub const fn new(generation: Generation, identity: IdentityId) -> Self {
-        Self([(generation.0 as u64) << 32 | identity.0 as u64])
-    }
-
-    /// What the cgroup means.
-    pub const fn identity(&self) -> IdentityId {
-        IdentityId(self.0[0] as u32)
-    }
-}
-
-/// Value of that table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Relevant {
-    /// The bits of an origin that make a difference in such a cgroup.
-    pub mask: u64,
-    /// What a task is there whose origin is not known.
-    pub otherwise: IdentityId,
-    /// Always 0.
-    pub reserved: u32,
-}
-
-word_key!(
-    /// Key of the table of what a task is in a cgroup, given where it comes from.
-    OriginKey[2]
-);
-
-impl OriginKey {
-    /// The key, for those bits of the origin that matter.
-    #[inline(always)]
-    pub const fn new(generation: Generation, identity: IdentityId, origin: u64) -> Self {
-        Self([(generation.0 as u64) << 32 | identity.0 as u64, origin])
-    }
-
-    /// What the cgroup means.
-    pub const fn identity(&self) -> IdentityId {
-        IdentityId(self.0[0] as u32)
-    }
-
-    /// The bits of the origin.
-    pub const fn origin(&self) -> u64 {
-        self.0[1]
-    }
-}
-
-/// Element of the array of ancestors' slots.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct AncestorSlot {
-    /// The selector; all zero if the slot is free.
-    pub selector: crate::ids::NameDigest,
-    /// 1 once the processes that ran before have been looked at.
-    pub complete: u64,
 }
 
 /// What governance had in force on the node. No program asks; the next daemon does, and takes nothing older.
