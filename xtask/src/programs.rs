@@ -22,7 +22,11 @@ fn ebpf() -> Result<()> {
         .args(["build", "--package", "enforcer-ebpf", "--release"])
         .args(["--target", "bpfel-unknown-none", "-Z", "build-std=core"])
         .arg("--target-dir")
-        .arg(paths::target().join("ebpf"));
+        .arg(paths::target().join("ebpf"))
+        // Who builds the rest quickly, with `CARGO_PROFILE_RELEASE_LTO=off`, shall not get programs that the verifier walks
+        // otherwise.
+        .env_remove("CARGO_PROFILE_RELEASE_LTO")
+        .env_remove("CARGO_PROFILE_RELEASE_INCREMENTAL");
     cmd::stream(&mut cargo).with_context(|| {
         format!("cannot build the eBPF programs (with the {toolchain:?} toolchain)")
     })
