@@ -28,9 +28,10 @@ pub use known::known;
 pub use load::{MAX_BYTES, load, load_parts, parse};
 pub use mistake::{LoadError, Mistake, Mistakes};
 pub use model::{
-    Action, Activation, Approval, Bundle, Credential, Defaults, Destination, Entitlement,
-    Executable, Inbound, KubernetesSecret, Labels, Match, Metadata, Mode, OnExpiry, OnStale,
-    PortRange, Protocols, Service, Source, Target, Unit, User, Workload,
+    Action, Activation, Approval, Bundle, Container, Credential, Defaults, Destination,
+    Entitlement, Executable, Inbound, Kubernetes, KubernetesSecret, Labels, Match, Metadata, Mode,
+    OnExpiry, OnStale, PortRange, Protocols, Service, Source, Target, Unclassified, Unit, User,
+    Workload,
 };
 pub use parts::{Change, Digest, Kind, Parts};
 pub use settings::{Setting, settings};

@@ -125,6 +125,8 @@ pub struct Defaults {
     pub on_expiry: OnExpiry,
     /// What becomes of entitlements when governance has not been heard of for too long.
     pub on_stale: OnStale,
+    /// What becomes of uses by a container of which it is not known yet what it is.
+    pub unclassified: Unclassified,
 }
 
 /// Whether a use outside the entitlements is refused or only recorded.
@@ -165,6 +167,16 @@ pub enum Inbound {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnExpiry {
     /// They are denied, with the reason `bundle-expired`.
+    #[default]
+    Deny,
+    /// They are permitted and recorded.
+    Monitor,
+}
+
+/// What becomes of uses without an entitlement by a container while its runtime has not said yet what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Unclassified {
+    /// They are denied, with the reason `unclassified-workload`.
     #[default]
     Deny,
     /// They are permitted and recorded.
@@ -321,6 +333,10 @@ pub struct Match {
     pub cgroup: Option<String>,
     /// A unit with processes of its own.
     pub systemd_unit: Option<Unit>,
+    /// A container of a pod.
+    pub kubernetes: Option<Kubernetes>,
+    /// A container, whoever runs it.
+    pub container: Option<Container>,
     /// Whether they are of a login session or have a terminal, or were put into a running unit or container from
     /// outside. Narrows the other selectors; is no identity by itself.
     pub interactive: Option<bool>,
@@ -334,7 +350,44 @@ impl Match {
             || self.ancestor.is_some()
             || self.cgroup.is_some()
             || self.systemd_unit.is_some()
+            || self.is_of_container()
     }
+
+    /// Whether it selects by what only a container runtime knows.
+    #[must_use]
+    pub fn is_of_container(&self) -> bool {
+        self.kubernetes.is_some() || self.container.is_some()
+    }
+}
+
+/// A container of a pod, by what Kubernetes knows of it; all that are given must hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kubernetes {
+    /// The pod's namespace. Never left out: labels and names are chosen by whoever may make pods in some namespace.
+    pub namespace: String,
+    /// The pod's service account.
+    pub service_account: Option<String>,
+    /// Labels of the pod.
+    pub pod_labels: Labels,
+    /// The container's name in the pod.
+    pub container: Option<String>,
+    /// The image, as the pod names it.
+    pub image: Option<String>,
+    /// A digest of the image: of its manifest, as in `repository@sha256:...`, or of its configuration.
+    pub image_digest: Option<String>,
+    /// Labels of the node.
+    pub node_labels: Labels,
+}
+
+/// A container, by what its runtime knows of it; all that are given must hold, and at least one is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Container {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its labels.
+    pub labels: Labels,
+    /// As [`Kubernetes::image_digest`].
+    pub image_digest: Option<String>,
 }
 
 /// A unit of systemd.

@@ -322,6 +322,18 @@ pub(super) fn sha256(text: &str) -> Parsed<[u8; 32]> {
     Ok(digest)
 }
 
+/// A digest of an image.
+pub(super) fn image_digest(text: &str) -> Parsed<String> {
+    let digest = text.strip_prefix("sha256:").filter(|it| sha256(it).is_ok());
+    if digest.is_none_or(|it| it.contains(|c: char| c.is_ascii_uppercase())) {
+        return got(
+            text,
+            "expected `sha256:` and 64 hex digits in lower case, as behind the `@` of an image's name",
+        );
+    }
+    Ok(text.to_owned())
+}
+
 /// A digest of fs-verity.
 pub(super) fn fs_verity(text: &str) -> Parsed<[u8; 32]> {
     let digest = text.strip_prefix("sha256:").map(sha256);

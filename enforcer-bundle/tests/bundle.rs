@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use enforcer_bundle::{
     Action, Bundle, Defaults, Executable, Inbound, LoadError, MAX_BYTES, Match, Mistakes, Mode,
-    OnExpiry, OnStale, PortRange, Protocols, Source, Target, Unit, User, load, parse,
+    OnExpiry, OnStale, PortRange, Protocols, Source, Target, Unclassified, Unit, User, load, parse,
 };
 use proptest::prelude::*;
 
@@ -66,6 +66,7 @@ fn the_sample_is_read_as_it_is_meant() {
             inbound: Inbound::Permit,
             on_expiry: OnExpiry::Deny,
             on_stale: OnStale::Keep,
+            unclassified: Unclassified::Deny,
         }
     );
     let kubelet = Executable {
@@ -96,6 +97,40 @@ fn the_sample_is_read_as_it_is_meant() {
         bundle.baseline[0].protocols,
         Protocols::TCP.union(Protocols::UDP)
     );
+}
+
+#[test]
+fn containers() {
+    let digest = format!("sha256:{}", "0f".repeat(32));
+    let text = format!(
+        "apiVersion: enforcer.dev/v1
+kind: Bundle
+metadata: {{issuer: iga.example.com, version: 1}}
+defaults: {{unclassified: monitor}}
+workloads:
+  - id: billing
+    match:
+      kubernetes: {{namespace: payments, serviceAccount: billing, podLabels: {{app: billing}}, container: app, image: \"registry.example.com/billing:1\", imageDigest: \"{digest}\", nodeLabels: {{zone: a}}}}
+      interactive: false
+  - {{id: all, match: {{kubernetes: {{namespace: payments}}}}}}
+  - {{id: job, match: {{container: {{labels: {{com.example/job: nightly}}}}}}}}
+"
+    );
+    let bundle = parse_text("containers.yaml", &text).expect("it is right");
+    assert_eq!(bundle.defaults.unclassified, Unclassified::Monitor);
+    let [billing, all, job] = bundle.workloads.as_slice() else {
+        panic!("{:?}", bundle.workloads)
+    };
+    let kubernetes = billing.selectors.kubernetes.as_ref().expect("given");
+    assert_eq!(kubernetes.service_account.as_deref(), Some("billing"));
+    assert_eq!(kubernetes.pod_labels["app"], "billing");
+    assert_eq!(kubernetes.container.as_deref(), Some("app"));
+    assert_eq!(kubernetes.image_digest.as_ref(), Some(&digest));
+    assert_eq!(kubernetes.node_labels["zone"], "a");
+    assert_eq!(billing.selectors.interactive, Some(false));
+    assert!(all.selectors.is_identity() && all.selectors.is_of_container());
+    let container = job.selectors.container.as_ref().expect("given");
+    assert_eq!(container.labels["com.example/job"], "nightly");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::decode::{At, Fields, Shape};
 use super::mistake::{Place, Report};
 use super::model::{
     Action, Declassify, Defaults, Destination, Inbound, Labels, Match, Metadata, Mode, OnExpiry,
-    OnStale, Workload,
+    OnStale, Unclassified, Workload,
 };
 use super::values;
 
@@ -48,7 +48,14 @@ const METADATA: Shape = Shape {
 };
 const DEFAULTS: Shape = Shape {
     what: "`defaults`",
-    fields: &["mode", "action", "inbound", "onExpiry", "onStale"],
+    fields: &[
+        "mode",
+        "action",
+        "inbound",
+        "onExpiry",
+        "onStale",
+        "unclassified",
+    ],
     later: &[],
 };
 const TRUSTED: Shape = Shape {
@@ -84,6 +91,10 @@ const ON_STALE: [(&str, OnStale); 3] = [
     ("keep", OnStale::Keep),
     ("monitor", OnStale::Monitor),
     ("deny", OnStale::Deny),
+];
+const UNCLASSIFIED: [(&str, Unclassified); 2] = [
+    ("deny", Unclassified::Deny),
+    ("monitor", Unclassified::Monitor),
 ];
 const ON_EXPIRY: [(&str, OnExpiry); 2] = [("deny", OnExpiry::Deny), ("monitor", OnExpiry::Monitor)];
 
@@ -264,12 +275,16 @@ fn defaults(at: At<'_>, report: &mut Report) -> Option<Defaults> {
         at.choice(report, &ON_EXPIRY, &[])
     });
     let on_stale = fields.optional(report, "onStale", on_stale);
+    let unclassified = fields.optional(report, "unclassified", |at, report| {
+        at.choice(report, &UNCLASSIFIED, &[])
+    });
     Some(Defaults {
         mode: mode?.unwrap_or_default(),
         action: action?.unwrap_or_default(),
         inbound: inbound?.unwrap_or_default(),
         on_expiry: on_expiry?.unwrap_or_default(),
         on_stale: on_stale?.unwrap_or_default(),
+        unclassified: unclassified?.unwrap_or_default(),
     })
 }
 

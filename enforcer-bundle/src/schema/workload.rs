@@ -2,10 +2,10 @@
 
 use crate::decode::{At, Fields, Shape};
 use crate::mistake::Report;
-use crate::model::{Executable, Match, Unit, User, Workload};
+use crate::model::{Container, Executable, Kubernetes, Match, Unit, User, Workload};
 use crate::values;
 
-use super::{Placed, nodes};
+use super::{Placed, label, nodes};
 
 pub(crate) const WORKLOAD: Shape = Shape {
     what: "a workload",
@@ -21,8 +21,10 @@ const MATCH: Shape = Shape {
         "cgroup",
         "systemdUnit",
         "interactive",
+        "kubernetes",
+        "container",
     ],
-    later: &["kubernetes", "container"],
+    later: &[],
 };
 const EXECUTABLE: Shape = Shape {
     what: "`executable`",
@@ -37,6 +39,25 @@ const ANCESTOR: Shape = Shape {
 const UNIT: Shape = Shape {
     what: "`systemdUnit`",
     fields: &["name", "user"],
+    later: &[],
+};
+
+const KUBERNETES: Shape = Shape {
+    what: "`kubernetes`",
+    fields: &[
+        "namespace",
+        "serviceAccount",
+        "podLabels",
+        "container",
+        "image",
+        "imageDigest",
+        "nodeLabels",
+    ],
+    later: &[],
+};
+const CONTAINER: Shape = Shape {
+    what: "`container`",
+    fields: &["name", "labels", "imageDigest"],
     later: &[],
 };
 
@@ -74,6 +95,8 @@ pub(crate) fn selectors(at: At<'_>, report: &mut Report) -> Option<Match> {
     });
     let systemd_unit = fields.optional(report, "systemdUnit", unit);
     let interactive = fields.optional(report, "interactive", |at, report| at.flag(report));
+    let kubernetes = fields.optional(report, "kubernetes", kubernetes);
+    let container = fields.optional(report, "container", container);
     let selectors = Match {
         executable: executable?,
         ancestor: ancestor?,
@@ -81,6 +104,8 @@ pub(crate) fn selectors(at: At<'_>, report: &mut Report) -> Option<Match> {
         cgroup: cgroup?,
         systemd_unit: systemd_unit?,
         interactive: interactive?,
+        kubernetes: kubernetes?,
+        container: container?,
     };
     if fields.has_strangers() {
         return None;
@@ -96,7 +121,7 @@ pub(crate) fn selectors(at: At<'_>, report: &mut Report) -> Option<Match> {
     };
     at.refuse(
         report,
-        format!("{what}; add `executable`, `ancestor`, `cgroup` or `systemdUnit`"),
+        format!("{what}; add `executable`, `ancestor`, `cgroup`, `systemdUnit`, `kubernetes` or `container`"),
     )
 }
 
@@ -137,6 +162,57 @@ fn unit(at: At<'_>, report: &mut Report) -> Option<Unit> {
         name: name?,
         user: of?,
     })
+}
+
+fn kubernetes(at: At<'_>, report: &mut Report) -> Option<Kubernetes> {
+    let fields = at.fields(report, &KUBERNETES)?;
+    let name = |at: At<'_>, report: &mut Report| at.parsed(report, values::kubernetes_name);
+    // Whoever may make pods in some namespace chooses their labels and names.
+    let namespace = fields.required(report, "namespace", name);
+    let service_account = fields.optional(report, "serviceAccount", name);
+    let pod_labels = fields.optional(report, "podLabels", nodes);
+    let container = fields.optional(report, "container", name);
+    let image = fields.optional(report, "image", label);
+    let image_digest = fields.optional(report, "imageDigest", image_digest);
+    let node_labels = fields.optional(report, "nodeLabels", nodes);
+    if fields.has_strangers() {
+        return None;
+    }
+    Some(Kubernetes {
+        namespace: namespace?,
+        service_account: service_account?,
+        pod_labels: pod_labels?.unwrap_or_default(),
+        container: container?,
+        image: image?,
+        image_digest: image_digest?,
+        node_labels: node_labels?.unwrap_or_default(),
+    })
+}
+
+fn container(at: At<'_>, report: &mut Report) -> Option<Container> {
+    let fields = at.fields(report, &CONTAINER)?;
+    let name = fields.optional(report, "name", label);
+    let labels = fields.optional(report, "labels", nodes);
+    let image_digest = fields.optional(report, "imageDigest", image_digest);
+    let container = Container {
+        name: name?,
+        labels: labels?.unwrap_or_default(),
+        image_digest: image_digest?,
+    };
+    if fields.has_strangers() {
+        return None;
+    }
+    if container.name.is_none() && container.labels.is_empty() && container.image_digest.is_none() {
+        return at.refuse(
+            report,
+            "nothing is selected here; add `name`, `labels` or `imageDigest`",
+        );
+    }
+    Some(container)
+}
+
+fn image_digest(at: At<'_>, report: &mut Report) -> Option<String> {
+    at.parsed(report, values::image_digest)
 }
 
 fn user(at: At<'_>, report: &mut Report) -> Option<User> {
