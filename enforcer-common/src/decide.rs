@@ -124,6 +124,9 @@ impl Rank {
             reason = Reason::BundleExpired as u64;
             mode = u64::from(bundle.on_expiry);
         }
+        if rank == Self::denied(Reason::UnclassifiedWorkload) {
+            mode &= u64::from(bundle.flags & Bundle::UNCLASSIFIED_DENIED);
+        }
         if rank == Self::denied(Reason::WrongExecutable) {
             // Somebody else's entitlement came near; what it says of its own workload is not for this one.
             mode = u64::from(bundle.mode);

@@ -224,5 +224,13 @@ pub struct Notice {
     pub name: [u8; 256],
 }
 
+impl Notice {
+    /// The path or name, without what ends it.
+    pub fn name(&self) -> &[u8] {
+        let end = self.name.iter().position(|byte| *byte == 0);
+        &self.name[..end.unwrap_or(self.name.len())]
+    }
+}
+
 const _: () = assert!(size_of::<Use>() == 8 + 64 + 24 + 16 + 24 + 16 + 8 + 80);
 const _: () = assert!(size_of::<Notice>() == 8 + 8 + 32 + 8 + 256);

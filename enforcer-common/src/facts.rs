@@ -20,7 +20,7 @@ pub struct Task {
     pub uid: Uid,
     /// What the task's cgroup means to the bundle.
     pub identity: IdentityId,
-    /// 1 if the cgroup is known to the tables, else 0.
+    /// 1 if it is known what the cgroup is, else 0.
     pub classified: u32,
 }
 

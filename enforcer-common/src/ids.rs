@@ -52,6 +52,24 @@ id!(
     /// 0 means that it matches none.
     IdentityId(u32)
 );
+
+impl IdentityId {
+    /// Set in what a cgroup means as long as the daemon has not said what the container is that it is or lies in. Numbers do
+    /// not come so far.
+    pub const UNCLASSIFIED: u32 = 1 << 31;
+
+    /// The same, and it is not known what it is.
+    #[inline(always)]
+    pub const fn unclassified(self) -> Self {
+        Self(self.0 | Self::UNCLASSIFIED)
+    }
+
+    /// The number, and 1 if it is known what it is, else 0.
+    #[inline(always)]
+    pub const fn classified(self) -> (Self, u32) {
+        (Self(self.0 & !Self::UNCLASSIFIED), self.0 >> 31 ^ 1)
+    }
+}
 id!(
     /// A node of the tree of watched paths, see [`crate::watch`]. 0 means none.
     WatchNode(u32)

@@ -13,8 +13,10 @@ pub const LAST: usize = 8;
 pub enum NameKind {
     /// A systemd slice: groups units, is none itself.
     Slice,
-    /// A systemd service, scope or a container: a workload instance, with all below it.
+    /// A systemd service or scope: a workload instance, with all below it.
     Instance,
+    /// The same, with a name as container runtimes give.
+    Container,
     /// The same, with the name of a login session, `session-3.scope`.
     Session,
     /// The same, with the name of where a service manager is itself, `init.scope`.
@@ -29,7 +31,10 @@ impl NameKind {
     /// Whether it is an instance, of whatever kind.
     #[inline(always)]
     pub const fn is_instance(self) -> bool {
-        matches!(self, Self::Instance | Self::Session | Self::Manager)
+        matches!(
+            self,
+            Self::Instance | Self::Container | Self::Session | Self::Manager
+        )
     }
 }
 
@@ -51,11 +56,15 @@ pub fn classify(len: usize, first: &[u8; FIRST], last: &[u8; LAST]) -> NameKind 
             NameKind::Session
         } else if starts_with(first, b"init.scope\0") {
             NameKind::Manager
+        } else if is_of_runtime(first) {
+            NameKind::Container
         } else {
             NameKind::Instance
         }
-    } else if starts_with(first, b"lxc.payload.") || len == FIRST && all_hex(first) {
+    } else if starts_with(first, b"lxc.payload.") {
         NameKind::Instance
+    } else if len == FIRST && all_hex(first) || len > FIRST && is_of_runtime(first) {
+        NameKind::Container
     } else {
         NameKind::Other
     }
@@ -155,6 +164,24 @@ fn starts_with<const N: usize>(name: &[u8; FIRST], prefix: &[u8; N]) -> bool {
     true
 }
 
+/// How runtimes begin a container's name, before its id; but not their monitors', which have no digit there but a word with
+/// an `o`. Whole words are compared: the verifier counts what is kept of single bytes.
+#[inline(always)]
+fn is_of_runtime(name: &[u8; FIRST]) -> bool {
+    let mut first = 0_u64;
+    let mut i = 0;
+    while i < 8 {
+        first = first << 8 | name[i] as u64;
+        i += 1;
+    }
+    let begins = |prefix: u64, len: u32| first >> (64 - 8 * len) == prefix;
+    begins(u64::from_be_bytes(*b"cri-cont"), 8)
+        || begins(u64::from_be_bytes(*b"nerdctl-"), 8)
+        || begins(u64::from_be_bytes(*b"\0docker-"), 7)
+        || begins(u64::from_be_bytes(*b"\0libpod-"), 7) && name[8] != b'o'
+        || begins(u64::from_be_bytes(*b"\0\0\0crio-"), 5) && name[6] != b'o'
+}
+
 /// The name of a container's cgroup under the cgroupfs driver is its id, 64 hexadecimal digits.
 #[inline(always)]
 fn all_hex(name: &[u8; FIRST]) -> bool {
@@ -186,7 +213,12 @@ mod tests {
             ("init.scope", NameKind::Manager),
             ("init.scope.scope", NameKind::Instance),
             ("user@1000.service", NameKind::UserManager),
-            ("cri-containerd-0123.scope", NameKind::Instance),
+            ("cri-containerd-0123.scope", NameKind::Container),
+            ("docker-0123.scope", NameKind::Container),
+            ("crio-conmon-0123.scope", NameKind::Instance),
+            ("libpod-conmon-0123.scope", NameKind::Instance),
+            ("libpod-c123.scope", NameKind::Container),
+            ("nerdctl-0123.scope", NameKind::Container),
             ("lxc.payload.web", NameKind::Instance),
             ("kubepods", NameKind::Other),
             (".service", NameKind::Other),
@@ -196,7 +228,9 @@ mod tests {
             assert_eq!(kind(name), expected, "{name}");
         }
         let id = "0123456789abcdef".repeat(4);
-        assert_eq!(kind(&id), NameKind::Instance);
+        assert_eq!(kind(&id), NameKind::Container);
+        assert_eq!(kind(&format!("crio-{id}")), NameKind::Container);
+        assert_eq!(kind("crio-config"), NameKind::Other);
         assert_eq!(kind(&id.replace('a', "g")), NameKind::Other);
     }
 

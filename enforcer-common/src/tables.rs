@@ -73,10 +73,18 @@ pub struct Bundle {
     pub environment: u8,
     /// 1 while a canary of this node gets through: then no holder may reach anything.
     pub degraded: u8,
-    /// 1 if some credential is followed ([`Credential::FOLLOW`]).
-    pub follows: u8,
+    /// [`Bundle::UNCLASSIFIED_DENIED`] and [`Bundle::FOLLOWS`].
+    pub flags: u8,
     /// Always 0, which the verifier cannot know: see [`crate::decide`].
     pub zero: u64,
+}
+
+impl Bundle {
+    /// What a container does of which it is not known yet what it is, is denied as ever, and not permitted and recorded. As
+    /// a number it is [`Mode::Enforce`](crate::verdict::Mode).
+    pub const UNCLASSIFIED_DENIED: u8 = 1;
+    /// Some credential is followed ([`Credential::FOLLOW`]).
+    pub const FOLLOWS: u8 = 2;
 }
 
 /// A credential as a bundle defines it.
@@ -408,7 +416,7 @@ pub struct HolderKey {
 pub struct Cgroup {
     /// The workload instance it belongs to; 0 if none.
     pub instance: CgroupId,
-    /// What it means to the bundle.
+    /// What it means to the bundle, and whether that is known ([`IdentityId::UNCLASSIFIED`]).
     pub identity: Versioned<IdentityId>,
     /// [`Cgroup::SLICES_ONLY`] and the others.
     pub flags: u16,

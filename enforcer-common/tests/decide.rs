@@ -441,6 +441,9 @@ proptest! {
             };
             let expired = verdict.denied() == Some(Reason::BundleExpired);
             let mode = if expired { bundle.on_expiry } else { mode };
+            let unclassified = verdict.denied() == Some(Reason::UnclassifiedWorkload);
+            let permitted = bundle.flags & Bundle::UNCLASSIFIED_DENIED == 0;
+            let mode = if unclassified && permitted { Mode::Monitor as u8 } else { mode };
             let action = if what == Use::Tamper { 0 } else { action };
             prop_assert_eq!((verdict.mode() as u8, verdict.action() as u8), (mode, action));
         }

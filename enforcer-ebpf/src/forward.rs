@@ -150,7 +150,7 @@ fn is_pipe(file: u64) -> bool {
 fn follows() -> bool {
     KernelTables
         .bundle()
-        .is_some_and(|bundle| bundle.follows != 0)
+        .is_some_and(|bundle| bundle.flags & Bundle::FOLLOWS != 0)
 }
 
 #[inline(always)]

@@ -195,6 +195,11 @@ pub fn created(cgroup: u64, path: u64) -> bool {
     if is_named {
         record.identity = named;
     }
+    // The outermost one counts: what a container has within is its own affair.
+    if kind == NameKind::Container && record.instance == own {
+        record.identity.before = record.identity.before.unclassified();
+        record.identity.after = record.identity.after.unclassified();
+    }
     let recorded = CGROUPS.insert(&own, &record, 0).is_ok();
     emit::notice(
         NoticeKind::CgroupCreated,

@@ -78,14 +78,14 @@ fn fill_holder(facts: &mut Task, task: u64) {
 }
 
 /// Adds what the tables know of the task's cgroup. A cgroup has an entry from its creation on, made from
-/// its parent's; one without is in no instance and not classified.
+/// its parent's; one without is in no instance and not classified. Neither is a container until the daemon has said what
+/// it is.
 #[inline(always)]
 pub fn classify(task: &mut Task) {
     let mut cgroup = Cgroup::default();
     if settled(&CGROUPS, &task.cgroup, &mut cgroup) {
         task.instance = cgroup.instance;
-        task.identity = cgroup.identity.at(generation());
-        task.classified = 1;
+        (task.identity, task.classified) = cgroup.identity.at(generation()).classified();
     }
 }
 

@@ -170,9 +170,10 @@ fn bundle() -> impl Strategy<Value = Bundle> {
         0..2_u8,
         0..2_u8,
         degraded,
+        prop_oneof![Just(0), Just(Bundle::UNCLASSIFIED_DENIED)],
     )
         .prop_map(
-            |(expires, fresh_until, baseline, mode, action, on_expiry, degraded)| Bundle {
+            |(expires, fresh_until, baseline, mode, action, on_expiry, degraded, flags)| Bundle {
                 expires,
                 fresh_until,
                 generation: GENERATION,
@@ -184,7 +185,7 @@ fn bundle() -> impl Strategy<Value = Bundle> {
                 masks: 0,
                 environment: 0,
                 degraded,
-                follows: 0,
+                flags,
                 zero: 0,
             },
         )
