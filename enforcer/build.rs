@@ -1,5 +1,6 @@
 //! Finds the kernel side's objects, which `cargo xtask build` makes first, and puts them where
-//! `include_bytes_aligned!` finds them; generates the daemon's service from its definition, without protoc.
+//! `include_bytes_aligned!` finds them; generates the daemon's service and its client of container runtimes from their
+//! definitions, without protoc.
 
 use std::path::PathBuf;
 
@@ -48,5 +49,11 @@ fn service() -> Result<(), String> {
     }
     builder
         .compile_fds(files)
+        .map_err(|error| error.to_string())?;
+    let runtime =
+        protox::compile(["cri/v1.proto"], ["proto"]).map_err(|error| error.to_string())?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .compile_fds(runtime)
         .map_err(|error| error.to_string())
 }

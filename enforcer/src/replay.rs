@@ -273,6 +273,8 @@ fn facts(bundle: &Bundle, records: &[Recorded], programs: &mut Programs) -> Fact
         users: crate::node::users::users(),
         homes: Vec::new(),
         pods: None,
+        containers: Default::default(),
+        labels: Default::default(),
         hosts: (hosts.into_iter())
             .map(|(host, addresses)| (host, addresses.into_iter().collect()))
             .collect(),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use enforcer::bundle::Labels;
 use enforcer::engine::Engine;
+use enforcer::engine::containers::{self, Containers};
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
 use enforcer::node::users;
@@ -68,6 +69,8 @@ pub struct Settings {
     pub metrics: Option<std::net::SocketAddr>,
     /// Where it listens besides.
     pub remote: Option<Remote>,
+    /// Who says what containers are.
+    pub containers: containers::Settings,
     /// All of them by name, as they were set.
     pub effective: config::Settings,
 }
@@ -107,7 +110,10 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     };
     let labels = settings.labels.clone();
     let mut effective = settings.effective;
-    let mut engine = Engine::new(&settings.kernel, file, labels, directory, log)?;
+    let (containers, mut heard) =
+        Containers::new(settings.containers).context("cannot follow containers")?;
+    let starting = containers.starting().clone();
+    let mut engine = Engine::new(&settings.kernel, file, labels, directory, containers, log)?;
 
     engine.keep_usage_in(&settings.state);
     if let Some(webhook) = &settings.webhook {
@@ -115,7 +121,7 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     }
 
     let (records, mut recorded) = rings::channels();
-    let rings = rings::start(engine.ebpf(), &records)?;
+    let rings = rings::start(engine.ebpf(), &records, starting)?;
     engine.watch_rings(rings);
     engine.follow_gate(&records);
     if let Err(error) = rings::start_diagnostics(engine.ebpf()) {
@@ -155,6 +161,12 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
                 .await?,
         ),
     };
+    if let Err(error) = engine.learn_containers().await {
+        tracing::warn!(
+            "what runs in containers is not known: {}",
+            enforcer::chain(&error)
+        );
+    }
     engine.reload().await;
     engine.prove().await;
     watched.follow(&engine);
@@ -231,7 +243,11 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
                 }
                 engine.tick().await;
             }
-            _ = reconcile.tick() => engine.reconcile(),
+            _ = reconcile.tick() => {
+                engine.reconcile();
+                engine.look_after_containers();
+            }
+            Some(word) = heard.next() => engine.heard(word).await,
             Some(change) = recorded.changes.recv() => match change {
                 Change::Notice(it) => engine.noticed(&it),
                 Change::Unknown => engine.reconcile(),

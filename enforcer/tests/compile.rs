@@ -1,5 +1,7 @@
 //! From a bundle to verdicts: the same decision the kernel takes, over the tables compiled for it.
 
+#[path = "compile/containers.rs"]
+mod containers;
 #[path = "compile/destinations.rs"]
 mod destinations;
 #[path = "compile/origins.rs"]
@@ -20,7 +22,7 @@ use enforcer::bundle::{OnExpiry, home_patterns, known, parse};
 use enforcer::compile::{CompileError, Facts, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::IdentityId;
-use enforcer_common::tables::{Credential, SocketName, Subject};
+use enforcer_common::tables::{self, Credential, SocketName, Subject};
 use enforcer_common::verdict::{Action, Mode};
 
 use support::{ask, bundle, check, compiled, credential, node, one, program, refused, word};
@@ -222,7 +224,7 @@ fn what_is_declassified_is_known_and_not_governed() {
         let id = policy.credential_of(path.as_ref())?;
         Some(policy.credentials.contains_key(&id))
     };
-    assert_eq!(policy.bundle.follows, 1);
+    assert_ne!(policy.bundle.flags & tables::Bundle::FOLLOWS, 0);
     assert_eq!(governed("/app.log"), Some(false));
     // A credential stays one.
     assert_eq!(governed("/key"), Some(true));
@@ -231,7 +233,7 @@ fn what_is_declassified_is_known_and_not_governed() {
     assert_eq!(standings, [Subject::DECLASSIFIES]);
     // Without anything that is followed it is nothing.
     let policy = compiled(&format!("{declassify}{}", follow.replace("true", "false")));
-    assert_eq!(policy.bundle.follows, 0);
+    assert_eq!(policy.bundle.flags & tables::Bundle::FOLLOWS, 0);
     assert_eq!(policy.credential_of("/app.log".as_ref()), None);
 }
 

@@ -6,8 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use enforcer::engine::containers;
+use enforcer::fanotify::hold::PROGRAMS;
 use enforcer::kernel::load;
 use enforcer::kernel::tier::Tier;
+use enforcer::node::containers::SOCKETS;
+use enforcer::node::pods;
 use enforcer::respond::webhook;
 use enforcer::serve::Remote;
 use enforcer::sink::Sink;
@@ -93,6 +97,8 @@ pub struct RunArgs {
     /// By what means to gate; auto takes the strongest this kernel has
     #[arg(long, env = "ENFORCER_TIER", value_enum, default_value_t)]
     tier: WantedTier,
+    #[command(flatten)]
+    containers: ContainerArgs,
     #[command(flatten)]
     kernel: KernelSizes,
     #[command(flatten)]
@@ -221,6 +227,75 @@ impl NodeOfGovernance {
     }
 }
 
+/// Who says what containers are.
+#[derive(clap::Args)]
+struct ContainerArgs {
+    /// A container runtime's socket: of the Container Runtime Interface, or of Docker or Podman if its name says so.
+    /// Repeated, or with commas between [default: those that are there of containerd, CRI-O, k3s, cri-dockerd, Docker and
+    /// Podman]
+    #[arg(
+        long = "runtime",
+        env = "ENFORCER_RUNTIMES",
+        value_name = "SOCKET",
+        value_delimiter = ','
+    )]
+    runtimes: Vec<PathBuf>,
+    /// Where kubelet lists its pods, http://... or https://HOST:10250: for the secrets in their volumes, and the service
+    /// accounts of those without a token
+    #[arg(long, env = "ENFORCER_KUBELET", value_name = "URL", value_parser = kubelet_url)]
+    kubelet: Option<String>,
+    /// The authority of its certificate, PEM
+    #[arg(long, env = "ENFORCER_KUBELET_CA", value_name = "FILE")]
+    kubelet_ca: Option<PathBuf>,
+    /// A file with the token that it knows us by
+    #[arg(long, env = "ENFORCER_KUBELET_TOKEN", value_name = "FILE")]
+    kubelet_token: Option<PathBuf>,
+    /// Where kubelet keeps the volumes of pods
+    #[arg(
+        long,
+        env = "ENFORCER_KUBELET_DIRECTORY",
+        value_name = "DIRECTORY",
+        default_value = "/var/lib/kubelet"
+    )]
+    kubelet_directory: PathBuf,
+    /// A container's start waits so long at most until it is known what it is, where the bundle selects containers; 0: it
+    /// does not wait
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(..=60_000))]
+    hold: u64,
+    /// A program that runtimes start containers with, which is what waits. Repeated, or with commas between [default: those
+    /// that are there of runc and crun]
+    #[arg(
+        long = "runtime-program",
+        env = "ENFORCER_RUNTIME_PROGRAMS",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
+    runtime_programs: Vec<PathBuf>,
+}
+
+impl ContainerArgs {
+    fn settings(self) -> containers::Settings {
+        let or = |given: Vec<PathBuf>, known: &[&str]| match given.is_empty() {
+            true => known.iter().map(PathBuf::from).collect(),
+            false => given,
+        };
+        let directory = self.kubelet_directory;
+        let pods = self.kubelet.map(|url| pods::Settings {
+            url,
+            authority: self.kubelet_ca,
+            token: self.kubelet_token,
+            directory: directory.clone(),
+        });
+        containers::Settings {
+            runtimes: or(self.runtimes, &SOCKETS),
+            kubelet: directory,
+            pods,
+            hold: Duration::from_millis(self.hold),
+            programs: or(self.runtime_programs, &PROGRAMS),
+        }
+    }
+}
+
 /// How much the kernel keeps for the daemon.
 #[derive(clap::Args)]
 struct KernelSizes {
@@ -284,6 +359,7 @@ impl RunArgs {
             socket: self.socket.socket,
             metrics: self.metrics,
             remote: self.remote.remote(),
+            containers: self.containers.settings(),
             effective,
         }
     }
@@ -320,6 +396,13 @@ fn start(settings: Settings) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&format!("{error:#}")),
+    }
+}
+
+fn kubelet_url(text: &str) -> Result<String, String> {
+    match text.starts_with("http://") || text.starts_with("https://") {
+        true => Ok(text.trim_end_matches('/').to_owned()),
+        false => Err(format!("{text:?} does not begin with http:// or https://")),
     }
 }
 

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use enforcer_common::ids::{IdentityId, Uid};
 use enforcer_common::tables::{CGROUP_NAME_BYTES, Cgroup, CgroupName};
 
+use super::containers::{Container, has};
 use super::origins::Origins;
 use super::{CompileError, Facts, Numbering};
-use crate::bundle::{Bundle, Match, Unit};
+use crate::bundle::{self, Bundle, Match, Unit};
 use crate::node::cgroups;
 
 /// Longest text the kernel looks up: it takes one that fills the key together with its NUL for cut off.
@@ -26,7 +27,11 @@ pub(super) enum Atom {
     Unit(String),
     /// The unit of this name of a user's own service manager, wherever only slices are between them, and all below it.
     UserUnit(Uid, String),
-    /// What no cgroup matches: of a user that does not exist.
+    /// The containers of pods that match this, and all below them.
+    Kubernetes(bundle::Kubernetes),
+    /// The containers that match this, and all below them.
+    Container(bundle::Container),
+    /// What no cgroup matches: of a user that does not exist, or of another node.
     Nothing,
 }
 
@@ -42,15 +47,31 @@ impl Atom {
                 None => Self::Nothing,
             },
         });
-        path.into_iter().chain(unit).collect()
+        let kubernetes = selectors.kubernetes.clone();
+        let kubernetes = kubernetes.map(|it| match has(&facts.labels, &it.node_labels) {
+            true => Self::Kubernetes(it),
+            false => Self::Nothing,
+        });
+        let container = selectors.container.clone().map(Self::Container);
+        let all = path.into_iter().chain(unit).chain(kubernetes);
+        all.chain(container).collect()
     }
 
-    /// As which it is in the kernel's table; `None` for [`Atom::Nothing`].
+    /// Whether it is about containers, and this is one that it means.
+    fn means(&self, container: &Container) -> bool {
+        match self {
+            Self::Kubernetes(wanted) => container.is_in_pod(wanted),
+            Self::Container(wanted) => container.is(wanted),
+            _ => false,
+        }
+    }
+
+    /// As which it is in the kernel's table; `None` if the kernel cannot see it by a name.
     fn name(&self) -> Result<Option<CgroupName>, CompileError> {
         let (prefix, text) = match self {
             Self::Path(text) | Self::Unit(text) => (None, text),
             Self::UserUnit(uid, text) => (Some(CgroupName::user_prefix(uid.0 + 1)), text),
-            Self::Nothing => return Ok(None),
+            Self::Kubernetes(_) | Self::Container(_) | Self::Nothing => return Ok(None),
         };
         let prefix = prefix.map(u64::to_ne_bytes);
         let prefix = prefix.as_ref().map_or(&[][..], <[u8; 8]>::as_slice);
@@ -131,6 +152,9 @@ impl Identities {
                     atoms.sort();
                     identities.add(&atom, atoms, numbering)?;
                 }
+                Atom::Kubernetes(_) | Atom::Container(_) => {
+                    identities.number(vec![atom.clone()], numbering)?;
+                }
                 Atom::Path(_) | Atom::Nothing => {}
             }
         }
@@ -148,6 +172,9 @@ impl Identities {
                     identities.add(&Atom::Path(path), atoms, numbering)?;
                 }
             }
+        }
+        for (path, container) in &facts.containers {
+            identities.number(identities.atoms_of(path, container), numbering)?;
         }
         Ok(identities)
     }
@@ -212,6 +239,29 @@ impl Identities {
             start = end + 1;
         }
         atoms.into_iter().collect()
+    }
+
+    /// The selectors that `container` matches, whose cgroup is at `path`, in order.
+    fn atoms_of(&self, path: &str, container: &Container) -> Vec<Atom> {
+        let mut atoms = self.atoms(path);
+        let means = |atom: &&Atom| atom.means(container);
+        atoms.extend(self.selected.iter().filter(means).cloned());
+        atoms.sort();
+        atoms
+    }
+
+    /// Whether some selector is about containers.
+    pub fn asks_for_containers(&self) -> bool {
+        let of_container = |atom: &Atom| matches!(atom, Atom::Kubernetes(_) | Atom::Container(_));
+        self.selected.iter().any(of_container)
+    }
+
+    /// What `container` means, whose cgroup is at `path`, and all cgroups below that. `None` if no container that was
+    /// known was of its kind: then the bundle is to be compiled again.
+    pub fn identity_of_container(&self, path: &str, container: &Container) -> Option<IdentityId> {
+        self.by_content
+            .get(&self.atoms_of(path, container))
+            .copied()
     }
 
     /// What the cgroup at `path` means; 0 if nothing.

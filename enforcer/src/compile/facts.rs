@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use enforcer_common::ids::{BootNs, ExecutableKey, Uid};
 use jiff::Timestamp;
 
+use super::containers::Container;
 use super::pods::Pods;
 use crate::bundle;
 
@@ -23,6 +24,10 @@ pub struct Facts {
     pub homes: Vec<String>,
     /// The pods, where something tells of them.
     pub pods: Option<Pods>,
+    /// The containers, by the paths of their cgroups from the cgroup root.
+    pub containers: BTreeMap<String, Container>,
+    /// The node's labels.
+    pub labels: bundle::Labels,
     /// The addresses of each host name that has any.
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// How wall-clock time becomes boot time.

@@ -4,6 +4,7 @@
 //! what has [`changed`] between two [`Policy`]s is small, and so that what the tables refer to never changes in place.
 
 mod cgroups;
+mod containers;
 mod difference;
 mod error;
 mod facts;
@@ -20,6 +21,7 @@ mod scopes;
 mod sources;
 mod subjects;
 
+pub use containers::{Container, PodOfContainer};
 pub use difference::changed;
 pub use error::{CompileError, Names};
 pub use facts::{Clock, Facts, Reserved};
@@ -104,12 +106,7 @@ pub fn compile(
                 .fold(0, |masks, key: &SubjectSelector| masks | 1 << key.mask()),
             environment: u8::from(!variables.is_empty()),
             degraded: 0,
-            follows: u8::from(
-                bundle
-                    .credentials
-                    .iter()
-                    .any(|credential| credential.follow),
-            ),
+            flags: flags(bundle),
             zero: 0,
         },
         credentials: rights.credentials(bundle, &credentials),
@@ -141,6 +138,13 @@ pub fn compile(
     policy.fits()?;
     numbering.finish();
     Ok(policy)
+}
+
+fn flags(bundle: &Bundle) -> u8 {
+    let follows = bundle.credentials.iter().any(|it| it.follow);
+    let denies = bundle.defaults.unclassified == bundle::Unclassified::Deny;
+    let flag = |set, flag| if set { flag } else { 0 };
+    flag(follows, tables::Bundle::FOLLOWS) | flag(denies, tables::Bundle::UNCLASSIFIED_DENIED)
 }
 
 /// What declassified files are known as; no bundle can name it.

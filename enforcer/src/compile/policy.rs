@@ -17,7 +17,7 @@ use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
 use super::cgroups::Identities;
 use super::sources::Matcher;
-use super::{CompileError, Relevant, SubjectSelector, Uncovered};
+use super::{CompileError, Container, Relevant, SubjectSelector, Uncovered};
 use crate::bundle::{Approval, Executable, Source};
 
 /// A bundle compiled for this node: the whole content of the kernel's tables.
@@ -129,6 +129,19 @@ impl Policy {
     #[must_use]
     pub fn identity_of(&self, path: &str) -> IdentityId {
         self.identities.identity_of(path)
+    }
+
+    /// Whether some selector is about containers.
+    #[must_use]
+    pub fn asks_for_containers(&self) -> bool {
+        self.identities.asks_for_containers()
+    }
+
+    /// What `container` means, whose cgroup is at `path`, and all cgroups below that. `None` if no container that was
+    /// known when this was compiled was of its kind.
+    #[must_use]
+    pub fn identity_of_container(&self, path: &str, container: &Container) -> Option<IdentityId> {
+        self.identities.identity_of_container(path, container)
     }
 
     /// What a task is in a cgroup that means `identity`, given the bits of its origin.

@@ -110,7 +110,9 @@ impl Engine {
             executables: executables::look(&mut self.loaded.ebpf, &bundle),
             users: users::users(),
             homes: crate::bundle::home_patterns(&users::homes()),
-            pods: None,
+            pods: self.containers.pods().cloned(),
+            containers: self.containers.known().clone(),
+            labels: self.labels.clone(),
             hosts: self.names.hosts(),
             clock: self.clock.clock(),
         };
@@ -168,6 +170,8 @@ impl Engine {
                 }),
             );
         }
+        let starting = self.containers.starting();
+        starting.matter(policy.asks_for_containers());
         self.in_force = Some(InForce {
             bundle,
             policy,

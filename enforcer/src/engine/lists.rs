@@ -108,7 +108,7 @@ impl Engine {
             let it = found.entry((holder.id, holder.start.0)).or_default();
             match holder.start.0 {
                 0 => {
-                    let instance = self.cgroups.instance_of(CgroupId(holder.id));
+                    let instance = self.instance_of(CgroupId(holder.id));
                     it.cgroup = instance.map_or_else(|| holder.id.to_string(), |it| it.cgroup);
                 }
                 2 => continue,

@@ -1,6 +1,7 @@
 //! The engine: keeps the kernel's tables true to the bundle and to the node.
 
 mod apply;
+pub mod containers;
 mod governed;
 mod inherit;
 mod lists;
@@ -49,6 +50,7 @@ use crate::node::{executables, users};
 use crate::record::Log;
 use crate::respond::webhook::Webhook;
 use crate::respond::{Limiter, Responder};
+use containers::Containers;
 use inherit::Inheritance;
 use losses::Unaccounted;
 use numbers::Numbers;
@@ -177,6 +179,7 @@ pub struct Engine {
     rings: Vec<Fill>,
     /// What is known of the cgroups of events.
     cgroups: Known,
+    containers: Containers,
     log: Log,
 }
 
@@ -187,6 +190,7 @@ impl Engine {
         source: Option<PathBuf>,
         labels: Labels,
         directory: &Path,
+        containers: Containers,
         log: Log,
     ) -> Result<Self, Error> {
         let mut loaded = take_over::start(options, Tgid(std::process::id()))?;
@@ -244,6 +248,7 @@ impl Engine {
             untold: 0,
             rings: Vec::new(),
             cgroups: Known::default(),
+            containers,
             log,
         };
         engine.log.write(
@@ -391,7 +396,8 @@ impl Engine {
     pub fn identity_of(&self, path: &str, ancestors: &[PathBuf], interactive: bool) -> IdentityId {
         self.in_force.as_ref().map_or(IdentityId(0), |it| {
             let origin = it.policy.origin(ancestors, interactive);
-            it.policy.with_origin(it.policy.identity_of(path), origin)
+            let (identity, _) = self.containers.meaning(&it.policy, path).classified();
+            it.policy.with_origin(identity, origin)
         })
     }
 

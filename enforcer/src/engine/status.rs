@@ -90,6 +90,7 @@ impl Engine {
             "uncoveredSources": self.in_force.as_ref().map(|it| uncovered(&it.policy)),
             "notGated": self.in_force.as_ref().map(|it| self.not_gated(&it.policy)),
             "readGate": self.read_gate(),
+            "containers": self.containers.status(),
         })
     }
 

@@ -157,11 +157,11 @@ impl Engine {
                 identity: Versioned {
                     from: next,
                     before: match (old, known) {
-                        (Some(old), _) => old.identity_of(&cgroup.path),
+                        (Some(old), _) => self.containers.meaning(old, &cgroup.path),
                         (None, Some(known)) => known.identity.at(current),
                         (None, None) => IdentityId(0),
                     },
-                    after: new.identity_of(&cgroup.path),
+                    after: self.containers.meaning(new, &cgroup.path),
                 },
                 unaccounted: known.map_or(0, |it| it.unaccounted),
                 ..cgroup.record

@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use enforcer_common::event::{Gate, Kind, Notice, NoticeKind, Use, taken};
-use enforcer_common::ids::{CgroupId, EntitlementId, InodeKey, Tid};
-use enforcer_common::tables::{Cgroup, Versioned};
+use enforcer_common::ids::{EntitlementId, InodeKey, Tid};
 use enforcer_common::verdict::{self, Action};
 use serde_json::json;
 
@@ -15,7 +14,8 @@ use crate::compile::Policy;
 use crate::fanotify;
 use crate::kernel::clock::boot_now;
 use crate::kernel::iterate;
-use crate::kernel::maps::Maps;
+use crate::node::cgroups;
+use crate::node::containers::place_of;
 use crate::node::dumps;
 use crate::record::{Context, text};
 use crate::respond::Leave;
@@ -84,7 +84,10 @@ impl Engine {
             path_of: &|key: &InodeKey| self.files.path_of(key).map(PathBuf::from),
             executables: &in_force.executables,
             host_of: &|address| self.names.host_of(address),
-            instance_of: &|cgroup| self.cgroups.instance_of(cgroup),
+            instance_of: &|cgroup| {
+                self.cgroups
+                    .instance_of(cgroup, |path| self.containers.at(path))
+            },
             wall: &|boot| self.clock.wall(boot),
             tier: self.loaded.tier,
         };
@@ -115,21 +118,27 @@ impl Engine {
 
     /// Acts on a notice.
     pub fn noticed(&mut self, notice: &Notice) {
-        let end = notice.name.iter().position(|byte| *byte == 0);
-        let name = &notice.name[..end.unwrap_or(notice.name.len())];
+        let name = notice.name();
         let result = match NoticeKind::from_u8(notice.kind as u8) {
             Some(NoticeKind::Appeared) => self.appeared(notice, name),
             Some(NoticeKind::CgroupCreated) => {
-                let done = self.cgroup_created(notice.cgroup, &String::from_utf8_lossy(name));
-                let took = boot_now().0.saturating_sub(notice.time.0);
-                self.log.metrics().classified(took as f64 / 1e9);
+                let path = cgroups::path_seen(notice.cgroup, name);
+                let done = self.cgroup_created(notice.cgroup, &path);
+                if place_of(&path).is_none() {
+                    let took = boot_now().0.saturating_sub(notice.time.0);
+                    self.log.metrics().classified(took as f64 / 1e9);
+                }
                 done
             }
             Some(NoticeKind::TableFull) => {
                 self.table_full += 1;
                 Ok(())
             }
-            Some(NoticeKind::CgroupRemoved) | None => Ok(()),
+            Some(NoticeKind::CgroupRemoved) => {
+                self.cgroup_removed(notice.cgroup);
+                Ok(())
+            }
+            None => Ok(()),
         };
         if let Err(error) = result {
             tracing::error!(
@@ -155,23 +164,6 @@ impl Engine {
             .arrived(ebpf, &policy, &notice.directory, notice.file, name)?;
         if changed {
             self.publish_places(&policy);
-        }
-        Ok(())
-    }
-
-    /// The kernel classified the cgroup by its own name; this says exactly what it means where names nest.
-    fn cgroup_created(&mut self, id: CgroupId, path: &str) -> Result<(), Error> {
-        let Some(in_force) = &self.in_force else {
-            return Ok(());
-        };
-        let exact = in_force.policy.identity_of(path);
-        let mut maps = Maps(&mut self.loaded.ebpf);
-        let known: Option<Cgroup> = maps.get("CGROUPS", &id)?;
-        if let Some(mut cgroup) = known
-            && cgroup.identity.at(in_force.generation) != exact
-        {
-            cgroup.identity = Versioned::constant(exact);
-            maps.put("CGROUPS", id, cgroup)?;
         }
         Ok(())
     }

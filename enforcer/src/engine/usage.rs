@@ -236,9 +236,7 @@ impl Engine {
     }
 
     fn instance(&self, id: CgroupId) -> Option<Instance> {
-        (id != CgroupId(0))
-            .then(|| self.cgroups.instance_of(id))
-            .flatten()
+        (id != CgroupId(0)).then(|| self.instance_of(id)).flatten()
     }
 
     /// What it is for people. One that has ended was no session: those outlive what is done in them.

@@ -4,6 +4,7 @@
 mod abilities;
 mod call;
 mod gate;
+pub mod hold;
 mod kill;
 mod marks;
 mod snapshot;

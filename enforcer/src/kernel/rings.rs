@@ -1,17 +1,20 @@
 //! Reading the rings.
 
 use std::io;
+use std::sync::Arc;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, RingBuf};
 use aya_log::EbpfLogger;
-use enforcer_common::event::{Notice, Use};
+use enforcer_common::event::{Notice, NoticeKind, Use};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::fill::Fill;
 use super::maps::Error;
+use crate::node::cgroups;
+use crate::node::containers::Starting;
 
 /// Passes the programs' own diagnostics on to the daemon's log. Never events.
 pub fn start_diagnostics(ebpf: &mut Ebpf) -> io::Result<()> {
@@ -72,8 +75,12 @@ pub fn channels() -> (Records, Recorded) {
 
 /// Starts reading all rings. Records arrive in the order of each ring, and uses before the denials that they led to; when
 /// a channel is full the kernel's ring fills up instead, which the programs count. How full each ring is can be seen by
-/// what is returned.
-pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<Vec<Fill>, Error> {
+/// what is returned. Containers are noted in `starting` as soon as they come.
+pub fn start(
+    ebpf: &mut Ebpf,
+    records: &Records,
+    starting: Arc<Starting>,
+) -> Result<Vec<Fill>, Error> {
     let fills = ["DENIALS", "USES", "NOTICES"].map(|ring| fill(ebpf, ring));
     let fills = fills.into_iter().collect::<Result<_, _>>()?;
     let (denials, uses) = (open(ebpf, "DENIALS")?, open(ebpf, "USES")?);
@@ -81,7 +88,7 @@ pub fn start(ebpf: &mut Ebpf, records: &Records) -> Result<Vec<Fill>, Error> {
     spawn("DENIALS and USES", read_uses(denials, uses, to));
     let notices = open(ebpf, "NOTICES")?;
     let to = records.changes.clone();
-    spawn("NOTICES", read_notices(notices, to));
+    spawn("NOTICES", read_notices(notices, to, starting));
     Ok(fills)
 }
 
@@ -171,7 +178,11 @@ async fn read_uses(
     }
 }
 
-async fn read_notices(ring: RingBuf<MapData>, to: mpsc::Sender<Change>) -> io::Result<()> {
+async fn read_notices(
+    ring: RingBuf<MapData>,
+    to: mpsc::Sender<Change>,
+    starting: Arc<Starting>,
+) -> io::Result<()> {
     let mut ring = follow(ring)?;
     loop {
         let mut batch = Vec::new();
@@ -180,7 +191,10 @@ async fn read_notices(ring: RingBuf<MapData>, to: mpsc::Sender<Change>) -> io::R
             guard.clear_ready();
         }
         for notice in batch {
-            if to.send(notice).await.is_err() {
+            if notice.kind == NoticeKind::CgroupCreated as u32 {
+                starting.created(&cgroups::path_seen(notice.cgroup, notice.name()));
+            }
+            if to.send(Change::Notice(notice)).await.is_err() {
                 return Ok(());
             }
         }
@@ -192,9 +206,9 @@ fn decode_use(bytes: &[u8]) -> Option<Use> {
     unsafe { decode(bytes) }
 }
 
-fn decode_notice(bytes: &[u8]) -> Option<Change> {
+fn decode_notice(bytes: &[u8]) -> Option<Box<Notice>> {
     // SAFETY: as above.
-    unsafe { decode(bytes) }.map(|it| Change::Notice(Box::new(it)))
+    unsafe { decode(bytes) }.map(Box::new)
 }
 
 /// Reads a record; `None` if it is too short, which a record of our programs never is.

@@ -12,8 +12,9 @@ use enforcer_common::ids::CgroupId;
 use enforcer_common::instance::{classify_name, user_of_name};
 use enforcer_common::tables::Cgroup;
 
+use crate::compile::Container;
 use crate::kernel::at_root;
-use crate::record::model::Instance;
+use crate::record::model::{self, Instance};
 
 /// One cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,17 +95,42 @@ const REMEMBERED: usize = 4096;
 pub struct Known(RefCell<HashMap<CgroupId, Option<Instance>>>);
 
 impl Known {
-    /// Where a process in this cgroup belongs; `None` if the cgroup is gone and was never asked for.
-    pub fn instance_of(&self, id: CgroupId) -> Option<Instance> {
+    /// Where a process in this cgroup belongs, given the container that the cgroup of a path is or lies in; `None` if the
+    /// cgroup is gone and was never asked for.
+    pub fn instance_of<'a>(
+        &self,
+        id: CgroupId,
+        container_at: impl Fn(&str) -> Option<&'a Container>,
+    ) -> Option<Instance> {
         let mut known = self.0.borrow_mut();
         if known.len() >= REMEMBERED {
             known.clear();
         }
         known
             .entry(id)
-            .or_insert_with(|| path_of(id).map(|path| instance(&path)))
+            .or_insert_with(|| {
+                path_of(id).map(|path| match container_at(&path) {
+                    Some(container) => in_container(&path, container),
+                    None => instance(&path),
+                })
+            })
             .clone()
     }
+
+    /// What is in the cgroup at `path` may be something else from now on.
+    pub fn forget_below(&mut self, path: &str) {
+        let below = |it: &Instance| it.cgroup.starts_with(path);
+        self.0
+            .get_mut()
+            .retain(|_, known| !known.as_ref().is_some_and(below));
+    }
+}
+
+/// The path of a cgroup that the kernel tells of as `told`. That path begins at the root of all cgroups, of which the daemon
+/// may see only a part.
+#[must_use]
+pub fn path_seen(id: CgroupId, told: &[u8]) -> String {
+    path_of(id).unwrap_or_else(|| String::from_utf8_lossy(told).into_owned())
 }
 
 /// The path of a cgroup, from the cgroup root, if it is there.
@@ -160,6 +186,32 @@ fn instance(path: &str) -> Instance {
         cgroup: path.to_owned(),
         unit: unit.map(str::to_owned),
         ..Instance::default()
+    }
+}
+
+/// What a container says of the cgroup at `path`, which it is or has within.
+#[must_use]
+pub fn in_container(path: &str, container: &Container) -> Instance {
+    let pod = container.pod.as_ref().map(|pod| model::Pod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        service_account: pod.service_account.clone(),
+    });
+    let image = container.images.first().map(|name| {
+        let digest = container.digests.first();
+        let named = digest.filter(|_| !name.contains('@'));
+        named.map_or_else(|| name.clone(), |digest| format!("{name}@{digest}"))
+    });
+    Instance {
+        cgroup: path.to_owned(),
+        unit: None,
+        pod,
+        container: Some(model::Container {
+            id: container.id.clone(),
+            name: Some(container.name.clone()).filter(|name| !name.is_empty()),
+            image,
+        }),
     }
 }
 

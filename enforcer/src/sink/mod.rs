@@ -11,7 +11,7 @@ mod otlp;
 mod pace;
 mod place;
 mod syslog;
-mod tls;
+pub(crate) mod tls;
 mod webhook;
 mod worker;
 

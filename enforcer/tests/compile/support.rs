@@ -58,6 +58,8 @@ pub fn node() -> Facts {
         users: BTreeMap::from([("backup".to_owned(), Uid(34)), ("root".to_owned(), Uid(0))]),
         homes: home_patterns(&BTreeSet::from(["/srv/people/eve".into()])),
         pods: None,
+        containers: Default::default(),
+        labels: Default::default(),
         hosts: BTreeMap::from([(
             "api.example.com".to_owned(),
             vec![ip("192.0.2.7"), ip("2001:db8::7")],
