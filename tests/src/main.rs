@@ -21,6 +21,7 @@ mod flood;
 mod harness;
 mod isolate;
 mod peer;
+mod pods;
 mod replay;
 
 /// Integration tests of the enforcer, and its demonstration.
@@ -82,6 +83,8 @@ enum Command {
     /// Have tens of thousands of denials a second under the eyes of several who watch, one of whom never looks: every one
     /// is told or counted, and the daemon does not grow
     Flood(flood::Args),
+    /// Have pods of a real container runtime read a secret
+    Pods(pods::Args),
     /// Print docs/coverage.md
     Coverage,
     /// Tell the story
@@ -175,6 +178,7 @@ fn main() -> ExitCode {
             return apart(false, |_| cases::mixed::run(how_long));
         }
         Command::Flood(args) => return apart(false, |_| flood::run(&args)),
+        Command::Pods(args) => return apart(true, |_| pods::run(&args)),
         Command::Coverage => {
             print!("{}", attacks::coverage::table());
             Ok(true)

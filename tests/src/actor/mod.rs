@@ -191,6 +191,7 @@ fn perform(verb: &str, state: &mut State, words: &mut Words) -> nix::Result<Done
         "write" => sockets::write(state),
         "splice" => sockets::splice(state),
         "steady" => steady::work(words),
+        "keep-reading" => steady::keep_reading(words),
         "join" => places::join(&words.next()?),
         "user" => places::user(words.number()?),
         "private-mounts" => places::private_mounts(),

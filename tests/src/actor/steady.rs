@@ -1,8 +1,8 @@
 //! A workload that does its ordinary work for as long as it is let, and counts what went wrong.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, thread, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::atomic::Ordering, thread, time::Duration};
 
-use nix::sys::socket::SockType;
+use nix::{errno::Errno, sys::socket::SockType};
 use serde_json::json;
 
 use super::{Done, Words, files, places, report, sockets};
@@ -32,6 +32,26 @@ pub fn work(words: &mut Words) -> nix::Result<Done> {
     }
     Ok(Done {
         more: json!({"done": done, "failed": failed, "told": told}),
+        ..Done::default()
+    })
+}
+
+/// `PATH STOP`: reads the file over and over until there is one at the other path, and counts what came of it.
+pub fn keep_reading(words: &mut Words) -> nix::Result<Done> {
+    let path = words.next()?;
+    let stop = words.next()?;
+    report("reading", Ok(Done::default()));
+    let (mut read, mut refused, mut other) = (0_u64, 0_u64, 0_u64);
+    while !Path::new(&stop).exists() {
+        match files::read(&path) {
+            Ok(done) if done.read > 0 => read += 1,
+            Err(Errno::EPERM) => refused += 1,
+            // It is being replaced.
+            _ => other += 1,
+        }
+    }
+    Ok(Done {
+        more: json!({"read": read, "refused": refused, "other": other}),
         ..Done::default()
     })
 }

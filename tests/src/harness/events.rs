@@ -124,6 +124,17 @@ impl Events {
         latest_first.find(|event| holds(event)).cloned()
     }
 
+    /// All of a kind.
+    pub fn all(&self, kind: &str) -> Vec<Event> {
+        self.0.lock().map_or_else(
+            |_| Vec::new(),
+            |kept| {
+                let all = kept.events.iter();
+                all.filter(|event| event.kind() == kind).cloned().collect()
+            },
+        )
+    }
+
     /// All of a process.
     pub fn of(&self, pid: u32) -> Vec<Event> {
         self.0.lock().map_or_else(
