@@ -77,7 +77,7 @@ impl Administration for Desk {
         let request = request.into_inner();
         let target = target(&request)?;
         let asked = asked(by, request.reason, request.ticket);
-        done(self.0.ledger.revoke(target, &asked).await)
+        done(self.0.ledger.revoke(&[target], &asked).await)
     }
 
     async fn restore(&self, request: Request<RevokeRequest>) -> Result<Response<Done>, Status> {

@@ -3,9 +3,9 @@
 //!
 //! Two events of CAEP 1.0 count. `session-revoked` takes back what the workload of that subject may, and
 //! `credential-change` with `revoke` or `delete` all entitlements to the credential of that subject. Ids are the bundle's
-//! own.
+//! own. What one token takes back is one revocation: all of it, or nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -81,7 +81,7 @@ struct Claims {
     sub: Option<Value>,
     exp: Option<Value>,
     sub_id: Option<Value>,
-    events: HashMap<String, Value>,
+    events: BTreeMap<String, Value>,
 }
 
 /// Why a token is not taken.
@@ -130,14 +130,13 @@ impl Listener {
     /// # Errors
     /// What is wrong with it, in words.
     pub fn hear(&self, token: &str) -> Result<Vec<Target>, String> {
-        let heard = || -> Result<Vec<Option<Target>>, Problem> {
+        let heard = || -> Result<Vec<Target>, Problem> {
             let claims = self.open_token(token)?;
-            let events = claims.events.iter();
-            let targets = events.map(|(event, fields)| claims.target(event, fields));
-            targets.collect()
+            let targets = claims.targets()?.into_iter();
+            Ok(targets.filter_map(|(_, target)| target).collect())
         };
         match heard() {
-            Ok(targets) => Ok(targets.into_iter().flatten().collect()),
+            Ok(targets) => Ok(targets),
             Err(Problem::Token(_, reason)) => Err(reason),
             Err(Problem::Here(error)) => Err(error.chain()),
         }
@@ -259,23 +258,28 @@ impl Receiver {
             .await;
             return Ok(());
         }
-        for (event, fields) in &claims.events {
-            let Some(target) = claims.target(event, fields)? else {
+        let (mut targets, mut reasons) = (Vec::new(), Vec::new());
+        for (event, target) in claims.targets()? {
+            let Some(target) = target else {
                 audit("signal-ignored", json!(event)).await;
                 continue;
             };
-            let reason = fields["reason_admin"]["en"].as_str();
+            // It may be about something that is not ours to know.
+            if let Err(unknown) = self.ledger.knows(&target) {
+                audit("signal-ignored", json!(unknown.chain())).await;
+                continue;
+            }
+            let reason = claims.events[event]["reason_admin"]["en"].as_str();
+            reasons.push(reason.unwrap_or(event));
+            targets.push(target);
+        }
+        if !targets.is_empty() {
             let request = Request {
                 by: issuer.clone(),
-                reason: reason.unwrap_or(event).to_owned(),
+                reason: reasons.join("; "),
                 ticket: Some(claims.jti.clone()),
             };
-            match self.ledger.revoke(target, &request).await {
-                Ok(_) => {}
-                // It may be about something that is not ours to know.
-                Err(Error::Refused(reason)) => audit("signal-ignored", json!(reason)).await,
-                Err(error) => return Err(error.into()),
-            }
+            self.ledger.revoke(&targets, &request).await?;
         }
         self.note(&claims, issued).await
     }
@@ -287,7 +291,14 @@ fn name(claims: &Claims) -> String {
 }
 
 impl Claims {
-    /// What one of the events takes back, if anything.
+    /// What each of the events takes back, if anything. If one is not as it should be, none counts.
+    fn targets(&self) -> Result<Vec<(&str, Option<Target>)>, Problem> {
+        let events = self.events.iter();
+        let targets =
+            events.map(|(event, fields)| Ok((event.as_str(), self.target(event, fields)?)));
+        targets.collect()
+    }
+
     fn target(&self, event: &str, fields: &Value) -> Result<Option<Target>, Problem> {
         let subject = self.sub_id.as_ref().or(fields.get("subject"));
         let id = || {

@@ -240,6 +240,48 @@ async fn events_become_revocations() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_counts_as_a_whole_or_not_at_all() {
+    let place = tempfile::tempdir().expect("directory");
+    let (private, public) = key(place.path(), "k1");
+    let keys = place.path().join("jwks.json");
+    std::fs::write(&keys, json!({"keys": [public]}).to_string()).expect("written");
+    let server = start(place.path(), &keys).await;
+    let own = server.admit("n1", &[]).await;
+    let node = Node::start(&server.place(), "n1", &own, &[]);
+    node.until_in_force("E1 E2").await;
+    let pushing = Transmits::to(&server);
+
+    let good = |id: &str| json!({"format": "opaque", "id": id});
+    let bad = json!({"format": "email", "email": "app@example.com"});
+    let both = |id: &str, credential: &Value, workload: &Value| {
+        let change = json!({"subject": credential, "change_type": "revoke"});
+        let mut claims = claims(id, "credential-change", change, "");
+        let session = format!("{CAEP}/session-revoked");
+        claims["events"][session] = json!({"subject": workload});
+        claims.as_object_mut().expect("an object").remove("sub_id");
+        token(&private, "k1", &claims)
+    };
+    // Whichever of the two comes first.
+    for (id, credential, workload) in [("j1", &good("key"), &bad), ("j2", &bad, &good("app"))] {
+        let token = both(id, credential, workload);
+        let refused = tokio::task::block_in_place(|| pushing.push(SET, &token));
+        assert_eq!(refused, (400, "invalid_request".to_owned()));
+    }
+    assert_eq!(pushing.status(&both("j3", &good("key"), &good("app"))), 202);
+    node.until_in_force("E1! E2!").await;
+    let audit = server.lines("audit.jsonl");
+    let revocations: Vec<&Value> = audit.iter().filter(|it| it["action"] == "revoke").collect();
+    let [only] = revocations[..] else {
+        panic!("expected one revocation, got {revocations:?}");
+    };
+    assert_eq!(only["what"]["revocation"]["sequence"], 1);
+    assert_eq!(only["what"]["revocation"]["ticket"], "j3");
+    let targets = &only["what"]["revocation"]["targets"];
+    assert_eq!(targets.as_array().map(Vec::len), Some(2), "{targets}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_kept_is_to_come_again() {
     let place = tempfile::tempdir().expect("directory");
     let (private, public) = key(place.path(), "k1");

@@ -175,9 +175,17 @@ impl Ledger {
         Ok(committed)
     }
 
-    /// Takes back, at once.
-    pub async fn revoke(&self, target: Target, request: &Request) -> Result<Committed, Error> {
-        let (revocation, committed) = self.commit_revocation(target, request).await?;
+    /// Whether there is such a thing to take back.
+    ///
+    /// # Errors
+    /// If there is not.
+    pub fn knows(&self, target: &Target) -> Result<(), Error> {
+        self.content().check(target)
+    }
+
+    /// Takes back, at once: all of these, or none if there is no such thing as one of them.
+    pub async fn revoke(&self, targets: &[Target], request: &Request) -> Result<Committed, Error> {
+        let (revocation, committed) = self.commit_revocation(targets, request).await?;
         let what = json!({"by": request.by, "revocation": revocation});
         self.audit("revoke", &what).await?;
         let included = self.content().included();
@@ -217,21 +225,23 @@ impl Ledger {
 
     async fn commit_revocation(
         &self,
-        target: Target,
+        targets: &[Target],
         request: &Request,
     ) -> Result<(Revocation, Committed), Error> {
         for _ in 0..TRIES {
             let turn = self.revoking.lock().await;
             let number = {
                 let content = self.content();
-                content.check(&target)?;
+                for target in targets {
+                    content.check(target)?;
+                }
                 content.committed().sequence + 1
             };
             let revocation = Revocation {
                 issuer: self.signer.issuer.clone(),
                 sequence: number,
                 issued_at: Timestamp::now(),
-                targets: vec![target.clone()],
+                targets: targets.to_vec(),
                 reason: request.reason.clone(),
                 ticket: request.ticket.clone(),
             };
