@@ -6,6 +6,7 @@ mod fetch;
 mod guard;
 mod held;
 mod hostile;
+mod kept;
 mod node;
 mod office;
 mod roots;
