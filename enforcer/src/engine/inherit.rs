@@ -37,6 +37,13 @@ impl Inheritance {
             let bundle: tables::Bundle = maps.at("BUNDLES", found.generation.0 & 1)?;
             found.degraded = bundle.degraded != 0;
         } else if let Some(left) = loaded.left()?.into_iter().next() {
+            match legacy::governed(&left) {
+                Ok(governed) => Maps(&mut loaded.ebpf).set("GOVERNED", 0, governed)?,
+                Err(error) => tracing::warn!(
+                    "it is not known what of governance was in force before this daemon: an older copy of its files would count: {}",
+                    crate::chain(&error)
+                ),
+            }
             match legacy::credentials(&left).and_then(|it| Ok((it, legacy::slots(&left)?))) {
                 Ok((credentials, slots)) => {
                     let numbering = &mut found.numbers.numbering;

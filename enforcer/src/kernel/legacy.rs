@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use enforcer_common::ids::{CredentialId, NameDigest, Tgid};
-use enforcer_common::tables::{AncestorSlot, Holder, HolderKey, Origin};
+use enforcer_common::tables::{AncestorSlot, Governed, Holder, HolderKey, Origin};
 
 use super::holders::Holders;
 use super::pins::Set;
@@ -58,19 +58,13 @@ pub fn holders(set: &Set, holders: &mut Holders) -> Result<(usize, usize), Error
 
 /// What its slots of ancestors stand for; all free if it is of a build that has none.
 pub fn slots(set: &Set) -> Result<Vec<AncestorSlot>, Error> {
-    let table = "ANCESTOR_SLOTS";
-    if !set.map(table).exists() {
-        return Ok(Vec::new());
-    }
-    let read = || -> Result<Vec<AncestorSlot>, MapError> {
-        let data = MapData::from_pin(set.map(table))?;
-        Array::try_from(Map::Array(data))?.iter().collect()
-    };
-    read().map_err(|source| Error {
-        action: "read",
-        table,
-        source,
-    })
+    array(set, "ANCESTOR_SLOTS")
+}
+
+/// What it noted of governance; nothing if it is of a build that notes nothing.
+pub fn governed(set: &Set) -> Result<Governed, Error> {
+    let noted = array(set, "GOVERNED")?;
+    Ok(noted.first().copied().unwrap_or_default())
 }
 
 /// Where the processes that still run come from, by its slots.
@@ -86,6 +80,22 @@ pub fn origins(set: &Set) -> Result<Vec<(Holder, Origin)>, Error> {
 fn has_ended(holder: &Holder) -> bool {
     let process = holder.tgid();
     process.is_some_and(|it| !Path::new(&format!("/proc/{}", it.0)).exists())
+}
+
+/// None if there is no such table.
+fn array<V: Pod>(set: &Set, table: &'static str) -> Result<Vec<V>, Error> {
+    if !set.map(table).exists() {
+        return Ok(Vec::new());
+    }
+    let read = || -> Result<Vec<V>, MapError> {
+        let data = MapData::from_pin(set.map(table))?;
+        Array::try_from(Map::Array(data))?.iter().collect()
+    };
+    read().map_err(|source| Error {
+        action: "read",
+        table,
+        source,
+    })
 }
 
 fn entries<K: Pod, V: Pod>(set: &Set, table: &'static str) -> Result<Vec<(K, V)>, Error> {

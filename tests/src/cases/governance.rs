@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Scene, cases, clock::Stepped, entitled, other};
+use super::{Scene, cases, clock::Stepped, entitled, other, restart::ANOTHER_BUILD};
 use crate::{
     harness::{
         Allowed, Bundle, Refused, check,
@@ -28,6 +28,7 @@ cases![
     grants_end_by_themselves,
     stale_entitlements_end,
     older_state_is_refused,
+    older_state_is_refused_by_another_build,
     a_day_without_the_server,
     evidence_survives_kills,
 ];
@@ -261,6 +262,15 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn older_state_is_refused(scene: &mut Scene) -> Result<()> {
+    older_state(scene, &[])
+}
+
+fn older_state_is_refused_by_another_build(scene: &mut Scene) -> Result<()> {
+    older_state(scene, ANOTHER_BUILD)
+}
+
+/// The next daemon has these options.
+fn older_state(scene: &mut Scene, options: &[&str]) -> Result<()> {
     let mut governance = governed(scene, &bundle(""), "5m")?;
     let (kept, saved) = (
         governance.node().join("governance"),
@@ -290,7 +300,7 @@ fn older_state_is_refused(scene: &mut Scene) -> Result<()> {
     fs::remove_dir_all(&kept)?;
     copy(&saved, &kept)?;
     let start = Instant::now();
-    scene.daemon = Some(governance.launch()?);
+    scene.daemon = Some(governance.launch(options)?);
     let refused = wait_for("that it is refused", || {
         let now = status().ok()?;
         now["refused"].as_str().map(str::to_owned)

@@ -19,7 +19,7 @@ cases![
 ];
 
 /// Other sizes are another build.
-const ANOTHER_BUILD: &[&str] = &["--holders", "4096"];
+pub(super) const ANOTHER_BUILD: &[&str] = &["--holders", "4096"];
 const KEY: &str = "read /srv/t/key";
 const HOME: &str = "tcp 10.20.0.2:9000";
 const ABROAD: &str = "tcp 10.20.0.66:9000";

@@ -151,9 +151,10 @@ impl Governance {
         Daemon::governed(&self.options().each_ref().map(String::as_str))
     }
 
-    /// The same, at once.
-    pub fn launch(&self) -> Result<Daemon> {
-        Daemon::spawn(&self.options().each_ref().map(String::as_str))
+    /// The same with more options, at once.
+    pub fn launch(&self, more: &[&str]) -> Result<Daemon> {
+        let options = self.options();
+        Daemon::spawn(&[&options.each_ref().map(String::as_str), more].concat())
     }
 
     fn options(&self) -> [String; 6] {
