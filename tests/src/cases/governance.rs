@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, Command, Stdio},
@@ -10,13 +11,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use enforcer_common::capacity;
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Scene, cases, clock::Stepped, entitled, other, restart::ANOTHER_BUILD};
 use crate::{
     harness::{
         Allowed, Bundle, Refused, check,
-        daemon::status,
+        daemon::{status, version_in_force},
         governance::{Governance, URL, connected, revoked},
         spread, wait_for, write,
     },
@@ -27,6 +29,7 @@ cases![
     revocation_stops_what_is_open,
     grants_end_by_themselves,
     stale_entitlements_end,
+    what_does_not_fit_is_refused,
     older_state_is_refused,
     older_state_is_refused_by_another_build,
     a_day_without_the_server,
@@ -248,6 +251,71 @@ fn stale_entitlements_end(scene: &mut Scene) -> Result<()> {
         (outcome.last().ok()?.errno == 0).then_some(())
     })?;
     scene.check(&entitled(), &fresh)?;
+    scene.off()
+}
+
+/// A credential that is so many endpoints, from this one on.
+fn endpoints(from: u32, count: u32) -> String {
+    let endpoint = |number| format!("{{endpoint: \"{}:80\"}}", Ipv4Addr::from_bits(number));
+    let first = Ipv4Addr::new(10, 77, 0, 0).to_bits() + from;
+    let all: Vec<String> = (first..first + count).map(endpoint).collect();
+    format!("id: endpoints, sources: [{}]", all.join(", "))
+}
+
+fn what_does_not_fit_is_refused(scene: &mut Scene) -> Result<()> {
+    // More than half of the table of endpoints.
+    let most = capacity::ENDPOINTS / 2 + 100;
+    let governance = governed(scene, &bundle("").credential(&endpoints(0, most)), "5m")?;
+    let version = version_in_force()?;
+    // If anything of these counted, the other one could read, and the one that is entitled could not.
+    let turned = || {
+        Bundle::default()
+            .file("key", "/srv/t/key")
+            .workload("app", "executable: {path: /opt/t/other}")
+            .entitlement("E-0", "app", "key", TO_HOME)
+    };
+    // Each of these two has few enough entitlements; whoever is both at once has not.
+    let both = turned()
+        .workload("outer", "cgroup: /within")
+        .workload("inner", "cgroup: /within/it");
+    let both = (1..=capacity::GRANTS_PER_PAIR + 1).fold(both, |bundle, number| {
+        let workload = if number % 2 == 0 { "outer" } else { "inner" };
+        bundle.entitlement(&format!("E-{number}"), workload, "key", TO_HOME)
+    });
+    let too_many = capacity::ENDPOINTS + 1;
+    let beside_others = endpoints(most, most);
+    for (bundle, words) in [
+        (both, "expected at most 4"),
+        (
+            turned().credential(&endpoints(0, too_many)),
+            "expected at most 1024",
+        ),
+        // It would fit, but not beside what is in force: that shows when it is written.
+        (
+            turned().credential(&beside_others),
+            "cannot write to table ENDPOINTS",
+        ),
+    ] {
+        governance.issue(&bundle)?;
+        let node = wait_for(&format!("a refusal with {words:?}"), || {
+            let node = governance.node_as_known().ok()?;
+            node["refused"].as_str()?.contains(words).then_some(node)
+        })
+        .with_context(|| format!("the server knows {:?}", governance.node_as_known()))?;
+        ensure!(
+            node["version"] == version && version_in_force()? == version,
+            "version {version} was in force, and the server knows {node}"
+        );
+        scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
+        scene.check(&other(), &[(KEY, Refused("wrong-executable"))])?;
+    }
+    governance.issue(&turned())?;
+    wait_for("the version that fits", || {
+        let node = governance.node_as_known().ok()?;
+        (node["version"].as_u64()? > version && node["refused"].is_null()).then_some(())
+    })?;
+    scene.check(&entitled(), &[(KEY, Refused("wrong-executable"))])?;
+    scene.check(&other(), &[(KEY, Allowed), (HOME, Allowed)])?;
     scene.off()
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
+use serde_json::Value;
 
 use super::{
     FILES,
@@ -124,7 +125,16 @@ impl Governance {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// The same for something that is committed: when it was.
+    /// What the server knows of the node.
+    pub fn node_as_known(&self) -> Result<Value> {
+        let said: Value = serde_json::from_str(&self.ask(&["nodes", "-o", "json"])?)?;
+        let mut nodes = said["nodes"].as_array().into_iter().flatten();
+        let node = nodes.find(|it| it["name"] == NODE);
+        node.cloned()
+            .with_context(|| format!("the server knows no {NODE}: {said}"))
+    }
+
+    /// What is asked for and committed: when it was.
     pub fn commit(&self, words: &[&str]) -> Result<Timestamp> {
         let said = self.ask(words)?;
         let at = said.strip_prefix("committed at ");
