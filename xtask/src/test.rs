@@ -93,6 +93,7 @@ enum Stage {
     Docs,
     Unit,
     Package,
+    Fleet,
     Fuzz,
     Guest,
 }
@@ -198,9 +199,21 @@ fn commands(stage: Stage) -> Result<Vec<Command>> {
             xtask("package --no-build --check")?,
             xtask("image --no-build --check")?,
         ],
+        Stage::Fleet => vec![fleet(1)?, fleet(3)?],
         Stage::Fuzz => fuzz::commands()?,
         Stage::Guest => vec![],
     })
+}
+
+/// Nodes that follow so many servers; of several, one and a part of their store die on the way. It fails if anything is
+/// lost.
+fn fleet(servers: u16) -> Result<Command> {
+    let mut fleet = Command::new(paths::built_program("enforcer-tests")?);
+    fleet
+        .args(["fleet", "--nodes", "200", "--entitlements", "20"])
+        .args(["--servers", &servers.to_string()])
+        .env("PATH", paths::path_with_programs()?);
+    Ok(fleet)
 }
 
 fn run_all(commands: Vec<Command>, log: &Path) -> Result<()> {

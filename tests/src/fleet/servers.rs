@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs,
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -35,10 +35,18 @@ impl Drop for Process {
 
 /// All of them, with their directory.
 pub struct Servers {
+    /// Of all of them.
+    address: Ipv4Addr,
     nats: Vec<Option<Process>>,
     governance: Vec<Option<Process>>,
     /// Goes last, when nobody uses it any more.
     directory: tempfile::TempDir,
+}
+
+/// No other fleet's on this machine.
+fn own_address() -> Ipv4Addr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, high | 0x80, low, 1)
 }
 
 /// On `PATH`, or where `cargo xtask setup` has put it.
@@ -58,6 +66,7 @@ impl Servers {
     /// One server with a directory, or several with NATS. They take nodes with certificates of `authority`.
     pub fn start(count: u16, authority: &str, documents: &str) -> Result<Self> {
         let mut servers = Self {
+            address: own_address(),
             directory: tempfile::tempdir()?,
             nats: Vec::new(),
             governance: Vec::new(),
@@ -75,13 +84,15 @@ impl Servers {
     }
 
     fn start_nats(&mut self, count: u16) -> Result<()> {
+        let address = self.address;
         let routes: Vec<String> = (0..count)
-            .map(|number| format!("nats://127.0.0.1:{}", NATS_PORT + 100 + number))
+            .map(|number| format!("nats://{address}:{}", NATS_PORT + 100 + number))
             .collect();
         for (number, own) in routes.iter().enumerate() {
             let port = NATS_PORT + u16::try_from(number)?;
             let child = Command::new(nats_server()?)
-                .args(["--addr", "127.0.0.1", "--port", &port.to_string()])
+                .args(["--addr", &address.to_string()])
+                .args(["--port", &port.to_string()])
                 .args(["--name", &format!("nats-{number}"), "--jetstream"])
                 .arg("--store_dir")
                 .arg(self.path(&format!("nats-{number}")))
@@ -93,7 +104,7 @@ impl Servers {
                 .spawn()
                 .context("cannot start nats-server")?;
             self.nats.push(Some(Process(child)));
-            wait_for("NATS", || TcpStream::connect(("127.0.0.1", port)).ok())?;
+            wait_for("NATS", || TcpStream::connect((address, port)).ok())?;
         }
         // A cluster elects a leader before it makes streams.
         std::thread::sleep(Duration::from_secs(5));
@@ -112,7 +123,7 @@ impl Servers {
             .arg(self.path("nodes.pem"))
             .arg("--admin-socket")
             .arg(&admin)
-            .args(["--listen", &format!("127.0.0.1:{}", PORT + number)])
+            .args(["--listen", &format!("{}:{}", self.address, PORT + number)])
             .env("ENFORCER_LOG", "warn")
             .stdin(Stdio::null());
         if number == 0 {
@@ -150,7 +161,7 @@ impl Servers {
     /// Where nodes connect.
     pub fn urls(&self) -> Vec<String> {
         (0..self.governance.len())
-            .map(|number| format!("https://127.0.0.1:{}", PORT as usize + number))
+            .map(|number| format!("https://{}:{}", self.address, PORT as usize + number))
             .collect()
     }
 
@@ -231,7 +242,7 @@ impl Servers {
 
     fn nats_urls(&self) -> Vec<String> {
         (0..self.nats.len())
-            .map(|it| format!("nats://127.0.0.1:{}", NATS_PORT as usize + it))
+            .map(|it| format!("nats://{}:{}", self.address, NATS_PORT as usize + it))
             .collect()
     }
 
