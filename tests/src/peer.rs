@@ -21,6 +21,8 @@ use nix::{
     },
 };
 
+use crate::harness::wait_for;
+
 mod others;
 mod sniffer;
 
@@ -166,6 +168,10 @@ fn set_up(interface: &str) -> Result<()> {
     for address in METADATA {
         let address = address.parse::<SocketAddr>()?.ip();
         ip(&format!("addr add {address} dev {interface}"))?;
+        // An IPv6 address is tentative until the kernel gets round to it.
+        wait_for("the address to be good", || {
+            UdpSocket::bind((address, 0)).ok()
+        })?;
     }
     Ok(())
 }
