@@ -122,7 +122,7 @@ impl Drop for Containerd {
 }
 
 /// Where the programs are, unpacked once for all checkouts.
-fn unpacked() -> Result<PathBuf> {
+pub fn unpacked() -> Result<PathBuf> {
     let to = paths::cache()?.join(format!("containerd-{SUITE}"));
     if to.exists() {
         return Ok(to);

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::{cmd, fuzz, kernels::Wanted, paths, tally::Tally, toolchain, vm};
+use crate::{cmd, containers, fuzz, kernels::Wanted, paths, tally::Tally, toolchain, vm};
 
 /// As many guests at once; each is mostly one thread's work.
 const GUESTS: usize = 2;
@@ -94,6 +94,7 @@ enum Stage {
     Unit,
     Package,
     Fleet,
+    Pods,
     Fuzz,
     Guest,
 }
@@ -161,6 +162,7 @@ fn on_this_machine(stage: Stage, logs: &Path) -> Report {
     let tally = match stage {
         Stage::Unit => Tally::of_cargo(&read(&log)),
         Stage::Fuzz => Tally::of_fuzzing(&read(&log)),
+        Stage::Pods => Tally::of_guest(&read(&log)).unwrap_or_default(),
         _ => Tally::default(),
     };
     println!("{}", verdict(&result, start, &log));
@@ -200,6 +202,7 @@ fn commands(stage: Stage) -> Result<Vec<Command>> {
             xtask("image --no-build --check")?,
         ],
         Stage::Fleet => vec![fleet(1)?, fleet(3)?],
+        Stage::Pods => vec![pods()?],
         Stage::Fuzz => fuzz::commands()?,
         Stage::Guest => vec![],
     })
@@ -216,6 +219,15 @@ fn fleet(servers: u16) -> Result<Command> {
     Ok(fleet)
 }
 
+/// Pods of Debian's containerd, on this machine's own kernel.
+fn pods() -> Result<Command> {
+    let mut pods = Command::new(paths::built_program("enforcer-tests")?);
+    pods.args(["pods", "--pods", "40", "--programs"])
+        .arg(containers::unpacked()?)
+        .env("PATH", paths::path_with_programs()?);
+    Ok(pods)
+}
+
 fn run_all(commands: Vec<Command>, log: &Path) -> Result<()> {
     let out = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
     for mut command in commands {
@@ -229,6 +241,7 @@ fn counted(stage: Stage, log: &Path) -> Result<()> {
     let passed = match stage {
         Stage::Unit => Tally::of_cargo(&read(log)).passed,
         Stage::Fuzz => Tally::of_fuzzing(&read(log)).passed,
+        Stage::Pods => Tally::of_guest(&read(log)).unwrap_or_default().passed,
         _ => return Ok(()),
     };
     if passed == 0 {

@@ -22,7 +22,7 @@ pub fn bundle(path: &Path) -> ExitCode {
             for credential in &bundle.credentials {
                 for source in credential.sources.iter().filter(|it| it.is_of_pods()) {
                     println!(
-                        "{}: credential {}: {source} is protected only on nodes that know their pods' volumes; \
+                        "{}: credential {}: {source} is protected only where kubelet lists its pods (setting `kubelet`); \
                          `enforcer status` says where it is not",
                         path.display(),
                         credential.id

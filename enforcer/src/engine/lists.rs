@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Engine, InForce};
-use crate::bundle::{Action, Match, Mode, User};
+use crate::bundle::{Action, Container, Kubernetes, Labels, Match, Mode, User};
 use crate::explain::{Ask, question};
 use crate::kernel::maps::Maps;
 use crate::record::destination_words;
@@ -198,6 +198,40 @@ fn selectors(it: &Match) -> Vec<String> {
         Some(of) => format!("unit {} of {}", it.name, user(of)),
         None => format!("unit {}", it.name),
     }));
+    all.extend(it.kubernetes.iter().flat_map(of_pod));
+    all.extend(it.container.iter().flat_map(of_container));
     all.extend(it.interactive.iter().map(|it| format!("interactive {it}")));
     all
+}
+
+fn of_pod(it: &Kubernetes) -> Vec<String> {
+    let mut all = vec![format!("namespace {}", it.namespace)];
+    for (name, value) in [
+        ("service account", &it.service_account),
+        ("container", &it.container),
+        ("image", &it.image),
+        ("image digest", &it.image_digest),
+    ] {
+        all.extend(value.iter().map(|value| format!("{name} {value}")));
+    }
+    all.extend(labels("pod label", &it.pod_labels));
+    all.extend(labels("node label", &it.node_labels));
+    all
+}
+
+fn of_container(it: &Container) -> Vec<String> {
+    let mut all = Vec::new();
+    all.extend(it.name.iter().map(|it| format!("container {it}")));
+    all.extend(labels("container label", &it.labels));
+    all.extend(
+        it.image_digest
+            .iter()
+            .map(|it| format!("image digest {it}")),
+    );
+    all
+}
+
+fn labels(what: &str, all: &Labels) -> impl Iterator<Item = String> {
+    all.iter()
+        .map(move |(name, value)| format!("{what} {name}={value}"))
 }
