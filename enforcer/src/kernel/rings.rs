@@ -88,7 +88,7 @@ pub fn start(
     spawn("DENIALS and USES", read_uses(denials, uses, to));
     let notices = open(ebpf, "NOTICES")?;
     let to = records.changes.clone();
-    spawn("NOTICES", read_notices(notices, to, starting));
+    alone("NOTICES", read_notices(notices, to, starting))?;
     Ok(fills)
 }
 
@@ -123,6 +123,33 @@ fn spawn(name: &'static str, reader: impl Future<Output = io::Result<()>> + Send
             tracing::error!(ring = name, %error, "a ring cannot be read any more");
         }
     });
+}
+
+/// On a thread of its own, which the rest of the daemon does not keep from running: somebody may be made to wait by what it
+/// reads.
+fn alone(
+    name: &'static str,
+    reader: impl Future<Output = io::Result<()>> + Send + 'static,
+) -> Result<(), Error> {
+    let failed = |error| Error::Map {
+        action: "read",
+        table: name,
+        source: MapError::IoError(error),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(failed)?;
+    let read = move || {
+        if let Err(error) = runtime.block_on(reader) {
+            tracing::error!(ring = name, %error, "a ring cannot be read any more");
+        }
+    };
+    std::thread::Builder::new()
+        .name(name.to_lowercase())
+        .spawn(read)
+        .map(drop)
+        .map_err(failed)
 }
 
 fn follow(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
@@ -190,10 +217,11 @@ async fn read_notices(
         if !take(guard.get_inner_mut(), decode_notice, &mut batch) {
             guard.clear_ready();
         }
+        let created = |notice: &&Box<Notice>| notice.kind == NoticeKind::CgroupCreated as u32;
+        for notice in batch.iter().filter(created) {
+            starting.created(&cgroups::path_seen(notice.cgroup, notice.name()));
+        }
         for notice in batch {
-            if notice.kind == NoticeKind::CgroupCreated as u32 {
-                starting.created(&cgroups::path_seen(notice.cgroup, notice.name()));
-            }
             if to.send(Change::Notice(notice)).await.is_err() {
                 return Ok(());
             }

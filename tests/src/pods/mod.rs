@@ -436,14 +436,23 @@ fn secrets_that_are_rotated(stage: &mut Stage<'_>) -> Result<()> {
         uid(number)
     ))?;
     let mut volume = kubelet.admit(&uid(number), "payments", "billing", "stripe")?;
-    let pod = stage.pod("payments", "billing-1", &[])?;
     let path = volume.path().display().to_string();
+    let host_key = format!("{path}/key");
+    let on_host = "/opt/t/host";
+    copy_program(on_host)?;
+    let filled = Instant::now();
+    wait_for("the volume to be protected", || {
+        let outcome = Actor::new(on_host).run([format!("read {host_key}")]).ok()?;
+        (outcome.last().ok()?.errno == libc::EPERM).then_some(())
+    })?;
+    println!(
+        "protected {} ms after it was filled",
+        filled.elapsed().as_millis()
+    );
+    let pod = stage.pod("payments", "billing-1", &[])?;
     let mounts = [(path.as_str(), INSIDE), (CONTROL, "/control")];
     let app = start(&cri, &pod, "app", READS_ON, &mounts)?;
     let sidecar = start(&cri, &pod, "sidecar", READS_ON, &mounts)?;
-    let on_host = "/opt/t/host";
-    copy_program(on_host)?;
-    let host_key = format!("{path}/key");
     let stop = format!("{CONTROL}/stop");
     let host = Actor::new(on_host).start([format!("keep-reading {host_key} {stop}")])?;
 
