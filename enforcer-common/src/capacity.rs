@@ -50,6 +50,10 @@ pub const CGROUP_NAMES: u32 = 16_384;
 /// Held credentials over all holders. Preallocated: a read that cannot be recorded is denied.
 pub const HOLDERS: u32 = 65_536;
 
+/// Keys are counted by so many bits of their hash, see [`crate::presence`]: counters of eight bytes, 128 KiB for each
+/// table. With 500 keys, three in a hundred that are asked for and are not there are looked for in the table.
+pub const PRESENCE_BITS: u32 = 14;
+
 /// Threads of the daemon that capture file keys at the same time, with room to spare.
 pub const CAPTURES: u32 = 64;
 

@@ -17,6 +17,7 @@ pub mod instance;
 pub mod iterate;
 pub mod layout;
 pub mod origin;
+pub mod presence;
 pub mod replay;
 pub mod tables;
 pub mod tier;

@@ -36,6 +36,28 @@ impl<T: Copy> Versioned<T> {
         }
     }
 
+    /// A value that is `after` from generation `next` on, and until then what `known` is in `current`; `None` if that is
+    /// so already.
+    pub fn from_then_on(
+        known: Option<Self>,
+        after: T,
+        current: Generation,
+        next: Generation,
+    ) -> Option<Self>
+    where
+        T: Default + PartialEq,
+    {
+        let before = known.map_or(T::default(), |it| it.at(current));
+        if known.is_some_and(|it| it.at(next) == after) && before == after {
+            return None;
+        }
+        Some(Self {
+            from: next,
+            before,
+            after,
+        })
+    }
+
     /// The value a decision in `generation` sees.
     #[inline(always)]
     pub fn at(&self, generation: Generation) -> T {

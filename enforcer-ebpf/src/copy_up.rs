@@ -6,14 +6,14 @@
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use enforcer_common::{
     ids::{CredentialId, InodeKey},
-    tables::{CopyUp, Versioned},
+    tables::CopyUp,
 };
 
 use crate::{
     file,
     kernel::{inode_key, is_directory, read},
-    maps::{COPY_UPS, FILES},
-    offset,
+    maps::COPY_UPS,
+    offset, presence,
 };
 
 /// The current thread is about to copy what the overlay's `dentry` stands for.
@@ -68,6 +68,6 @@ pub fn ended() {
 fn protect(copy: &CopyUp, credential: CredentialId) {
     if copy.to.ino != 0 && credential.0 != 0 {
         let to = copy.to;
-        let _ = FILES.insert(&to, Versioned::constant(credential), 0);
+        presence::protect(&to, credential);
     }
 }

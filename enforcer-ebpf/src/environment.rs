@@ -1,9 +1,6 @@
 //! Credentials in the environment of a program that starts.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_current_task, bpf_probe_read_user_str},
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_probe_read_user_str};
 use enforcer_common::{
     branchless::opaque,
     capacity::{ENVIRONMENT_PIECES, HELD_PER_HOLDER},
@@ -18,7 +15,7 @@ use crate::{
     holders::{self, added},
     kernel::read,
     maps::{HOLDERS, VARIABLES},
-    offset,
+    offset, presence,
     tables::{KernelTables, lookup},
     task,
 };
@@ -154,7 +151,7 @@ fn mark(holder: Holder) {
     let mut slot = HELD_PER_HOLDER;
     while slot <= HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
-        let _ = HOLDERS.insert(&key, &CredentialId(0), BPF_NOEXIST as u64);
+        presence::hold(&HOLDERS, &key, CredentialId(0));
         slot = if slot == 0 { HELD_PER_HOLDER + 1 } else { 0 };
     }
 }

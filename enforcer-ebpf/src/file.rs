@@ -16,7 +16,7 @@ use crate::{
     gate,
     kernel::{load, read},
     maps::{DAEMON, FILES},
-    offset,
+    offset, presence,
     tables::{KernelTables, settled},
     task,
 };
@@ -58,7 +58,7 @@ impl File {
 #[inline(always)]
 pub fn credential(key: &InodeKey) -> CredentialId {
     let mut entry = Versioned::constant(CredentialId(0));
-    if !settled(&FILES, key, &mut entry) {
+    if !presence::may_be_protected(key) || !settled(&FILES, key, &mut entry) {
         return CredentialId(0);
     }
     entry.at(task::generation())

@@ -22,9 +22,9 @@ use crate::{
     emit::{self, Object},
     environment, gate,
     holders::{self, added},
-    kernel::{inode_key, load, read},
+    kernel::{inode_key, load, read, untyped},
     maps::{FILES, HOLDERS, LABELS},
-    offset,
+    offset, presence,
     tables::{KernelTables, settled},
     task,
 };
@@ -62,8 +62,13 @@ pub unsafe fn written(file: *const u8) -> bool {
     };
     // The address is read anew: a typed pointer is no number, as which a global function wants it.
     match mode & KIND {
-        PIPE => hand_on(inode(file as u64), through::PIPE) != 0,
-        FILE => follows() && keeps(magic) && hand_on(inode(file as u64), through::FILE) != 0,
+        PIPE => task::may_hold() && hand_on(inode(file as u64), through::PIPE) != 0,
+        FILE => {
+            follows()
+                && task::may_hold()
+                && keeps(magic)
+                && hand_on(inode(file as u64), through::FILE) != 0
+        }
         _ => false,
     }
 }
@@ -85,7 +90,7 @@ fn keeps(magic: u64) -> bool {
 /// The current task sends to the unix socket at a kernel address.
 #[inline(always)]
 pub fn sent(to: u64) -> bool {
-    to != 0 && follows() && hand_on(to, through::UNIX) != 0
+    to != 0 && follows() && task::may_hold() && hand_on(to, through::UNIX) != 0
 }
 
 /// Bytes go from one open file to another without passing through the current task's memory. Kernel addresses.
@@ -94,7 +99,7 @@ pub fn spliced(from: u64, to: u64) {
     if is_pipe(from) {
         took(inode(from), through::PIPE);
     }
-    if is_pipe(to) {
+    if task::may_hold() && is_pipe(to) {
         hand_on(inode(to), through::PIPE);
     }
 }
@@ -123,7 +128,8 @@ pub fn received(socket: u64) {
 /// A pipe or socket is no more.
 #[inline(always)]
 pub fn freed(object: u64) {
-    if is_labelled(object) || is_overflowing(object) {
+    let object = untyped(object);
+    if presence::may_be_held(object) && (is_labelled(object) || is_overflowing(object)) {
         forget(object);
     }
 }
@@ -168,7 +174,7 @@ fn is_labelled(object: u64) -> bool {
 fn forget(object: u64) -> u32 {
     let mut slot = 0;
     while slot <= HELD_PER_HOLDER {
-        let _ = LABELS.remove(&label(object, slot));
+        presence::release(&LABELS, &label(object, slot));
         slot = opaque(slot + 1);
     }
     0
@@ -197,7 +203,8 @@ fn goes(credential: CredentialId, lone: bool) -> bool {
 #[inline(never)]
 pub extern "C" fn hand_on(object: u64, through: u64) -> u64 {
     let mut holder = Holder::default();
-    let lone = holding(&mut holder) & (through == through::PIPE);
+    // Without a branch: 6.1 takes the one of two constants that it walks first for the only one.
+    let lone = is_zero(holding(&mut holder)) & is_zero(through ^ through::PIPE) != 0;
     let mut full = 0;
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
@@ -215,20 +222,20 @@ pub extern "C" fn hand_on(object: u64, through: u64) -> u64 {
     let slot = HELD_PER_HOLDER;
     let goes = through != through::FILE && (lone || follows());
     if goes && HOLDERS.get_ptr(&HolderKey { holder, slot }).is_some() {
-        let _ = LABELS.insert(&label(object, slot), CredentialId(0), 0);
+        presence::hold(&LABELS, &label(object, slot), CredentialId(0));
     }
     full
 }
 
-/// As what the current task holds, if it does. Whether that is a process in no instance.
+/// As what the current task holds, if it does. Returns its instance; 0 if it is in none.
 #[inline(never)]
-fn holding(holder: &mut Holder) -> bool {
+fn holding(holder: &mut Holder) -> u64 {
     let task = task::current_holder();
     *holder = Holder::instance(task.instance);
     if task.instance.0 == 0 || !holders::holds(*holder) {
         *holder = Holder::process(task.tgid, task.start);
     }
-    task.instance.0 == 0
+    task.instance.0
 }
 
 /// Labels the object with one credential, and tells it. 1 if there was no room.
@@ -249,10 +256,7 @@ pub extern "C" fn put(object: u64, credential: u64, through: u64) -> u64 {
     }
     if is_file {
         let key = inode_key(object);
-        if FILES
-            .insert(&key, Versioned::constant(credential), 0)
-            .is_err()
-        {
+        if !presence::protect(&key, credential) {
             return 1;
         }
         tell_copy(&task, &key, credential.0);
@@ -285,6 +289,9 @@ fn is_known(inode: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn took(object: u64, through: u64) -> u64 {
+    if !presence::may_be_held(object) {
+        return 0;
+    }
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
         let key = label(object, slot);
@@ -319,7 +326,7 @@ fn overflow() -> u32 {
 pub extern "C" fn hold(object: u64, credential: u64, through: u64) -> u64 {
     let credential = CredentialId(credential as u32);
     let mut holder = Holder::default();
-    let lone = holding(&mut holder);
+    let lone = holding(&mut holder) == 0;
     if !goes(credential, lone) || is_among(&HOLDERS, holder, credential) {
         return 0;
     }

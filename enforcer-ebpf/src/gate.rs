@@ -123,11 +123,12 @@ pub fn remember_loner(socket: Handle) -> u32 {
             return 0;
         }
     }
+    if task::current_instance().0 != 0 || task::generation().0 == 0 {
+        return 0;
+    }
     let mut task = Task::NOBODY;
     task::current(&mut task);
-    if task.instance.0 == 0 && task::generation().0 != 0 {
-        socket.remember(&task);
-    }
+    socket.remember(&task);
     0
 }
 

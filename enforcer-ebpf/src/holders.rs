@@ -1,6 +1,6 @@
 //! Recording who holds what.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, maps::HashMap};
+use aya_ebpf::maps::HashMap;
 use enforcer_common::{
     branchless::opaque,
     capacity::HELD_PER_HOLDER,
@@ -11,6 +11,7 @@ use enforcer_common::{
 
 use crate::{
     maps::{CGROUPS, HOLDERS, UNACCOUNTED},
+    presence,
     tables::settled,
 };
 
@@ -73,8 +74,7 @@ pub fn add_to(
         let key = HolderKey { holder, slot };
         // The last slot only marks that there were more.
         if slot == HELD_PER_HOLDER || table.get_ptr(&key).is_none() {
-            let inserted = table.insert(&key, &credential, BPF_NOEXIST as u64).is_ok();
-            if inserted {
+            if presence::hold(table, &key, credential) {
                 return added::NOW;
             }
         }
@@ -108,7 +108,8 @@ pub extern "C" fn copy_holdings(from: u64, from_start: u64, to: u64, to_start: u
         slot: HELD_PER_HOLDER,
     };
     if HOLDERS.get_ptr(&overflow(from)).is_some() {
-        complete = HOLDERS.insert(&overflow(to), &CredentialId(0), 0).is_ok();
+        complete = presence::hold(&HOLDERS, &overflow(to), CredentialId(0))
+            || HOLDERS.get_ptr(&overflow(to)).is_some();
     }
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
@@ -137,26 +138,28 @@ pub extern "C" fn forget_holdings(id: u64, start: u64) -> u64 {
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
-        if HOLDERS.remove(&key).is_err() {
+        if !presence::release(&HOLDERS, &key) {
             break;
         }
         slot = opaque(slot + 1);
     }
     // The mark of overflow can be there with free slots before it.
     let slot = HELD_PER_HOLDER;
-    let _ = HOLDERS.remove(&HolderKey { holder, slot });
+    presence::release(&HOLDERS, &HolderKey { holder, slot });
     0
 }
 
 /// Whether a holder holds anything.
 #[inline(always)]
 pub fn holds(holder: Holder) -> bool {
-    HOLDERS.get_ptr(&HolderKey { holder, slot: 0 }).is_some()
+    presence::may_be_held(holder.word())
+        && HOLDERS.get_ptr(&HolderKey { holder, slot: 0 }).is_some()
 }
 
 /// Remembers that something held could not be recorded for an instance, or if it is none, for a process in none.
 #[inline(always)]
 pub fn unaccounted(instance: CgroupId) {
+    presence::hold_by_anybody();
     let is_instance = instance.0 != 0;
     let mut cgroup = Cgroup::default();
     if is_instance && settled(&CGROUPS, &instance, &mut cgroup) {

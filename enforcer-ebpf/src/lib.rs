@@ -25,6 +25,7 @@ pub mod maps;
 pub mod memory;
 pub mod origin;
 pub mod packet;
+pub mod presence;
 pub mod respond;
 pub mod socket;
 pub mod tables;

@@ -14,7 +14,7 @@ use crate::{
     emit, holders,
     kernel::{self, constant, read},
     maps::{CGROUP_NAMES, CGROUPS, TIER},
-    offset, origin,
+    offset, origin, presence,
     tables::settled,
     tamper, task,
 };
@@ -30,6 +30,9 @@ pub fn conceived(child: u64, clone_flags: u64) {
         return;
     }
     origin::conceived(child);
+    if !task::may_hold() {
+        return;
+    }
     let parent = task::current_holder();
     let from = Holder::process(parent.tgid, parent.start);
     // What an instance holds, it holds already.
@@ -68,32 +71,31 @@ pub fn freed(task: u64) {
     // With its first thread a process ends; one that gave its place to another by exec is no first one any more.
     let leader: u64 = read(task + offset!(task_leader));
     tamper::freed(task);
-    let process = process(task);
     if leader == task {
-        origin::ended(process);
-        if holders::holds(process) {
-            holders::forget(process);
-        }
+        forgotten(task, Tgid(read(task + offset!(task_tgid))));
     }
 }
 
 /// A new task exists and has not run yet. Addresses in the kernel.
 #[inline(always)]
 pub fn forked(parent: u64, child: u64) {
-    let from = process(parent);
-    let to = process(child);
     let unborn = Holder::unborn(child);
     if holders::holds(unborn) {
         holders::forget(Holder::unborn(kernel::untyped(child)));
     }
-    if from == to {
+    let tgid = Tgid(read(parent + offset!(task_tgid)));
+    if tgid == Tgid(read(child + offset!(task_tgid))) {
         return;
     }
     origin::forked(parent, child);
+    if !presence::may_be_held(Holder::process_word(tgid)) {
+        return;
+    }
+    let from = process(parent);
     if !holders::holds(from) {
         return;
     }
-    if !holders::inherit(from, to) {
+    if !holders::inherit(from, process(child)) {
         // The child shares the parent's cgroup, and that of the task that runs. What an instance holds, it holds
         // already.
         let instance = task::current_holder().instance;
@@ -119,11 +121,23 @@ pub fn exited(thread: u64) {
     if live > 0 {
         return;
     }
-    tamper::ended(Tgid(read(thread + offset!(task_tgid))));
-    let holder = process(thread);
-    origin::ended(holder);
-    if holders::holds(holder) {
-        holders::forget(holder);
+    let tgid = Tgid(read(thread + offset!(task_tgid)));
+    tamper::ended(tgid);
+    forgotten(thread, tgid);
+}
+
+/// The process of the thread at a kernel address has ended.
+#[inline(always)]
+fn forgotten(thread: u64, tgid: Tgid) {
+    let word = Holder::process_word(tgid);
+    let (comes, holds) = (origin::may_come(word), presence::may_be_held(word));
+    if !comes && !holds {
+        return;
+    }
+    let process = process(thread);
+    origin::ended(process);
+    if holders::holds(process) {
+        holders::forget(process);
     }
 }
 
@@ -200,7 +214,14 @@ pub fn created(cgroup: u64, path: u64) -> bool {
         record.identity.before = record.identity.before.unclassified();
         record.identity.after = record.identity.after.unclassified();
     }
+    let is_part = record.is_part(own);
+    if is_part {
+        presence::hold_cgroup(own);
+    }
     let recorded = CGROUPS.insert(&own, &record, 0).is_ok();
+    if is_part && !recorded {
+        presence::release_cgroup(own);
+    }
     emit::notice(
         NoticeKind::CgroupCreated,
         own,
@@ -218,7 +239,11 @@ pub fn removed(cgroup: u64, path: u64) {
         return;
     }
     let own = id(cgroup);
-    let _ = CGROUPS.remove(&own);
+    let mut record = Cgroup::default();
+    let was_part = settled(&CGROUPS, &own, &mut record) && record.is_part(own);
+    if CGROUPS.remove(&own).is_ok() && was_part {
+        presence::release_cgroup(own);
+    }
     holders::forget(Holder::instance(own));
     origin::emptied(own);
     emit::notice(

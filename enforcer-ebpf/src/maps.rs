@@ -1,7 +1,7 @@
 //! The maps, and the constants that the daemon sets before loading.
 
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     btf_maps::SkStorage,
     macros::{btf_map, map},
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
@@ -176,6 +176,12 @@ pub static BUNDLES: Array<Bundle> = Array::with_max_entries(2, 0);
 pub static FILES: HashMap<InodeKey, Versioned<CredentialId>> =
     HashMap::with_max_entries(capacity::FILES, BPF_F_NO_PREALLOC);
 
+/// How many protected files there are by the hash of their keys, see [`enforcer_common::presence`]. The daemon counts in
+/// it as well, in memory that it shares with the programs.
+#[map]
+pub static FILES_PRESENT: Array<u64> =
+    Array::with_max_entries(1 << capacity::PRESENCE_BITS, BPF_F_MMAPABLE);
+
 /// Protected endpoints.
 #[map]
 pub static ENDPOINTS: HashMap<EndpointKey, Versioned<CredentialId>> =
@@ -220,6 +226,12 @@ pub static PORTS: LpmTrie<[u8; 12], u32> = LpmTrie::with_max_entries(capacity::P
 pub static HOLDERS: HashMap<HolderKey, CredentialId> =
     HashMap::with_max_entries(capacity::HOLDERS, 0);
 
+/// How many holdings and labels there are by the hash of who or what has them, likewise. Cgroups that are only part of an
+/// instance are among them: whoever writes [`CGROUPS`] counts those.
+#[map]
+pub static HELD_PRESENT: Array<u64> =
+    Array::with_max_entries(1 << capacity::PRESENCE_BITS, BPF_F_MMAPABLE);
+
 /// What went into pipes, and what was sent to sockets: as if they were holders, by their kernel addresses.
 #[map]
 pub static LABELS: HashMap<HolderKey, CredentialId> =
@@ -239,6 +251,11 @@ pub static CGROUP_NAMES: HashMap<CgroupName, Versioned<enforcer_common::ids::Ide
 #[map]
 pub static ORIGINS: HashMap<Holder, Origin> =
     HashMap::with_max_entries(capacity::ORIGINS, BPF_F_NO_PREALLOC);
+
+/// How many there are by the hash of the process, likewise.
+#[map]
+pub static ORIGINS_PRESENT: Array<u64> =
+    Array::with_max_entries(1 << capacity::PRESENCE_BITS, BPF_F_MMAPABLE);
 
 /// 1 once an origin could not be recorded: from then on that of a process without one is not known.
 #[map]
@@ -337,9 +354,11 @@ pub static KILLS: LruHashMap<u64, Share> = LruHashMap::with_max_entries(capacity
 #[map]
 pub static KILL_LIMIT: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Allowed uses that are counted and not told each.
+/// Allowed uses that are counted and not told each. Not preallocated, which would be 2.5 MB: a use that finds no room is
+/// told by itself.
 #[map]
-pub static USAGE: HashMap<UsageKey, Usage> = HashMap::with_max_entries(capacity::USAGES, 0);
+pub static USAGE: HashMap<UsageKey, Usage> =
+    HashMap::with_max_entries(capacity::USAGES, BPF_F_NO_PREALLOC);
 
 /// How many of each the daemon has told: a table of its own, so that the next daemon goes on where this one ended.
 #[map]

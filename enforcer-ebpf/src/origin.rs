@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_get_current_task};
 use enforcer_common::{
     branchless::{all_ones, is_zero},
     event::NoticeKind,
-    ids::{BootNs, CgroupId, IdentityId, InodeKey},
+    ids::{BootNs, CgroupId, IdentityId, InodeKey, Tgid},
     iterate::Marking,
     origin::{self, INTERACTIVE, Origins, UNKNOWN},
     tables::{Cgroup, Holder, Origin, OriginKey, Relevant, RelevantKey},
@@ -15,9 +15,10 @@ use crate::{
     kernel::{read, untyped},
     lifecycle,
     maps::{
-        ANCESTORS, CGROUPS, MARKING, ORIGIN_IDENTITIES, ORIGINS, ORIGINS_LOST, RELEVANT, RUNNING,
+        ANCESTORS, CGROUPS, MARKING, ORIGIN_IDENTITIES, ORIGINS, ORIGINS_LOST, ORIGINS_PRESENT,
+        RELEVANT, RUNNING,
     },
-    offset,
+    offset, presence,
     tables::{KernelTables, settled},
     task,
 };
@@ -53,22 +54,29 @@ fn now(task: u64) -> u64 {
     let signal: u64 = read(task + offset!(task_signal));
     let terminal: u64 = read(signal + offset!(signal_tty));
     let interactive = (is_zero(terminal) ^ 1) << 63;
+    let known = recorded(task) | interactive;
+    if known == 0 {
+        return 0;
+    }
     let counts = all_ones(is_zero(u64::from(task::traced(task)))) | INTERACTIVE | UNKNOWN;
-    (recorded(task) | interactive) & counts
+    known & counts
 }
 
 /// What is recorded of the process of the task at a kernel address.
 #[inline(never)]
 fn recorded(task: u64) -> u64 {
-    let process = lifecycle::process(task);
-    if let Some(origin) = ORIGINS.get_ptr(&process) {
+    let tgid = Tgid(read(task + offset!(task_tgid)));
+    if may_come(Holder::process_word(tgid))
+        && let Some(origin) = ORIGINS.get_ptr(&lifecycle::process(task))
+    {
         // SAFETY: a pointer into the map, good until the program ends. Should it have been removed meanwhile, the
         // process has ended.
         return unsafe { (*origin).bits() };
     }
     // The tracepoint where it got its number was passed over.
-    let unborn = Holder::unborn(read(task + offset!(task_leader)));
-    if let Some(origin) = ORIGINS.get_ptr(&unborn) {
+    if may_come(Holder::ANYBODY)
+        && let Some(origin) = ORIGINS.get_ptr(&Holder::unborn(read(task + offset!(task_leader))))
+    {
         // SAFETY: as above.
         return unsafe { (*origin).bits() };
     }
@@ -95,9 +103,11 @@ pub extern "C" fn add_origin(id: u64, start: u64, bits: u64) -> u64 {
     let start = BootNs(start);
     let process = Holder { id, start };
     let new = Origin::from_bits(bits);
+    presence::add(&ORIGINS_PRESENT, process.word());
     if ORIGINS.insert(&process, &new, BPF_NOEXIST as u64).is_ok() {
         return 1;
     }
+    presence::take(&ORIGINS_PRESENT, process.word());
     let Some(known) = ORIGINS.get_ptr_mut(&process) else {
         if let Some(lost) = ORIGINS_LOST.get_ptr_mut(0) {
             // SAFETY: a pointer into an array map; every writer writes the same value.
@@ -126,7 +136,17 @@ pub extern "C" fn add_origin(id: u64, start: u64, bits: u64) -> u64 {
 
 #[inline(always)]
 fn forget(process: Holder) {
-    let _ = ORIGINS.remove(&process);
+    // Once: of a process without a number it is a constant, and the verifier allows no arithmetic with the address.
+    let word = process.word();
+    if may_come(word) && ORIGINS.remove(&process).is_ok() {
+        presence::take(&ORIGINS_PRESENT, word);
+    }
+}
+
+/// Whether anything may be recorded of a process, by its word. `false` is certain.
+#[inline(always)]
+pub fn may_come(word: u64) -> bool {
+    presence::may_have(&ORIGINS_PRESENT, word)
 }
 
 /// The current process makes another, at a kernel address, that has no number yet.

@@ -17,13 +17,14 @@ use enforcer_common::{
     decide,
     event::{Gate, taken},
     facts::Task,
-    ids::CgroupId,
+    ids::{CgroupId, Tgid},
     tables::Tables,
     verdict::{Reason, Verdict},
 };
 
 use crate::{
     emit::{self, Object},
+    presence,
     socket::{self, Handle},
     tables::{KernelTables, blur},
     task,
@@ -61,6 +62,9 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
     let Some((sk, socket)) = sender(skb) else {
         return false;
     };
+    if !concerns(skb, socket) {
+        return false;
+    }
     let by_cgroup = holder_by_cgroup(skb);
     let mut how = u64::from(is_listening(sk)) * by::ANSWER;
     let mut by_call: Option<&Task> = None;
@@ -117,6 +121,15 @@ fn sender(skb: *mut __sk_buff) -> Option<(*const bpf_sock, Handle)> {
 /// Set in the result of [`holder_by_cgroup`] if the instance holds anything; no cgroup id is that large.
 const HOLDS: u64 = 1 << 63;
 
+/// Whether a packet may be a holder's: its cgroup's instance may hold something, or a call has left its facts.
+#[inline(always)]
+fn concerns(skb: *mut __sk_buff, socket: Handle) -> bool {
+    // SAFETY: the context of a cgroup skb program.
+    let cgroup = CgroupId(unsafe { bpf_skb_cgroup_id(skb) });
+    // Nobody's process has the number 0.
+    presence::may_hold(Tgid(0), cgroup) || socket.record().is_some()
+}
+
 /// The instance of the cgroup that the socket was made in, and [`HOLDS`]. In a frame of its own.
 #[inline(never)]
 fn holder_by_cgroup(skb: *mut __sk_buff) -> u64 {
@@ -128,7 +141,7 @@ fn holder_by_cgroup(skb: *mut __sk_buff) -> u64 {
 /// [`decide::holds`] in a frame of its own.
 #[inline(never)]
 fn holds(task: &Task) -> bool {
-    decide::holds(&KernelTables, task)
+    presence::may_hold(task.tgid, task.cgroup) && decide::holds(&KernelTables, task)
 }
 
 /// Whoever is in the cgroup that the socket was made in.
@@ -312,6 +325,10 @@ const USER_TIMEOUT: (i32, i32) = (6, 18);
 pub fn tcp_state(ctx: &SockOpsContext) {
     let ops = ctx.ops;
     let op = ctx.op();
+    // The kernel asks of a connection a dozen times, and mostly for something else.
+    if op != ACTIVE_ESTABLISHED && op != PASSIVE_ESTABLISHED && op != RETRANSMIT {
+        return;
+    }
     // SAFETY: the context of a sock-ops program; the socket is checked.
     unsafe {
         let sk = (*ops).__bindgen_anon_2.sk;

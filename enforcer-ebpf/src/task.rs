@@ -9,7 +9,7 @@ use enforcer_common::{
     decide,
     facts::Task,
     ids::{BootNs, CgroupId, ExecutableKey, Generation, IdentityId, Tgid, Tid, Uid},
-    tables::Cgroup,
+    tables::{Cgroup, Holder},
     tier,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     kernel::{constant, executable_key, read},
     lifecycle,
     maps::{CGROUPS, GENERATION, TIER},
-    offset, origin,
+    offset, origin, presence,
     tables::{KernelTables, settled},
 };
 
@@ -42,9 +42,23 @@ pub fn current(facts: &mut Task) -> u32 {
     generation().0
 }
 
-/// Whether the current task holds anything. In a frame of its own.
-#[inline(never)]
+/// Whether the current task may hold anything. `false` is certain.
+#[inline(always)]
+pub fn may_hold() -> bool {
+    // SAFETY: no arguments.
+    let cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
+    presence::may_hold(ids().0, cgroup)
+}
+
+/// Whether the current task holds anything.
+#[inline(always)]
 pub fn holds() -> bool {
+    may_hold() && does_hold()
+}
+
+/// In a frame of its own.
+#[inline(never)]
+fn does_hold() -> bool {
     decide::holds(&KernelTables, &current_holder())
 }
 
@@ -61,7 +75,11 @@ pub fn current_holder() -> Task {
 /// The current task's instance; 0 if it is in none. In a frame of its own.
 #[inline(never)]
 pub fn current_instance() -> CgroupId {
-    current_holder().instance
+    let mut facts = Task::default();
+    // SAFETY: no arguments.
+    facts.cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
+    classify(&mut facts);
+    facts.instance
 }
 
 #[inline(always)]
@@ -71,7 +89,10 @@ fn fill_holder(facts: &mut Task, task: u64) {
     facts.cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
     facts.tgid = ids().0;
     classify(facts);
-    if facts.instance.0 == 0 && constant(&TIER) != tier::FANOTIFY {
+    if facts.instance.0 == 0
+        && constant(&TIER) != tier::FANOTIFY
+        && presence::may_be_held(Holder::ANYBODY)
+    {
         let leader: u64 = read(task + offset!(task_leader));
         lifecycle::born(leader, u64::from(facts.tgid.0), facts.start.0);
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// `AF_UNIX`.
-const UNIX: u16 = 1;
+pub const FAMILY: u16 = 1;
 /// `SOCK_DGRAM`.
 const DATAGRAM: u16 = 2;
 
@@ -42,13 +42,11 @@ pub fn reached(other: u64, gate: Gate) -> bool {
     credential.0 != 0 && gate::read(credential, Object::file(&key), gate)
 }
 
-/// The current task sends on the connected socket at a kernel address: as if it connected again, because the
+/// The current task sends on the connected unix socket at a kernel address: as if it connected again, because the
 /// entitlement may have ended, or the socket come from elsewhere. Datagrams have a hook of their own.
 #[inline(always)]
 pub fn sends(sk: u64) -> bool {
-    let family: u16 = read(sk + offset!(sk_family));
-    let kind: u16 = read(sk + offset!(sk_type));
-    if family != UNIX || kind == DATAGRAM {
+    if read::<u16>(sk + offset!(sk_type)) == DATAGRAM {
         return false;
     }
     // What a client connects to has the path and the name of the socket that listened.

@@ -14,7 +14,7 @@ use crate::{
     emit,
     kernel::{QSTR_LEN, QSTR_NAME, inode_key, is_directory, read},
     maps::{CHILDREN, FILES, NODES, PATTERNS, WATCHES},
-    offset,
+    offset, presence,
     tables::{KernelTables, settled},
     task,
 };
@@ -166,9 +166,7 @@ fn protect(file: InodeKey, credential: CredentialId) -> bool {
     if settled(&FILES, &file, &mut known) && known.at(task::generation()).0 != 0 {
         return true;
     }
-    FILES
-        .insert(&file, Versioned::constant(credential), 0)
-        .is_ok()
+    presence::protect(&file, credential)
 }
 
 /// An inode is freed: if its last name is gone, its number may come to mean another file.
@@ -177,7 +175,7 @@ pub fn freed(inode: u64) {
     let links: u32 = read(inode + offset!(inode_nlink));
     if links == 0 {
         let key = inode_key(inode);
-        let _ = FILES.remove(&key);
+        presence::unprotect(&key);
         let _ = WATCHES.remove(&key);
     }
 }

@@ -12,14 +12,13 @@ use std::time::Duration;
 
 use aya::Ebpf;
 use enforcer_common::ids::{CredentialId, ExecutableKey, InodeKey};
-use enforcer_common::tables::Versioned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::compile::{Policy, Reserved};
 use crate::kernel::capture::{self, capture};
-use crate::kernel::maps::Maps;
 use crate::kernel::own;
+use crate::kernel::protected::Protected;
 
 /// Credential that nobody is entitled to.
 pub const READ: &str = "enforcer-canary-read";
@@ -148,12 +147,9 @@ impl Canaries {
         ebpf: &mut Ebpf,
         policy: &Policy,
     ) -> Result<(), crate::kernel::maps::Error> {
+        let mut protected = Protected::new(ebpf)?;
         for (key, id, _) in self.files(policy) {
-            Maps(ebpf).put::<InodeKey, Versioned<CredentialId>>(
-                "FILES",
-                key,
-                Versioned::constant(id),
-            )?;
+            protected.put(key, id)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ mod cli;
 mod governed;
 mod run;
 mod supervisor;
+mod watched;
 
 use std::process::ExitCode;
 

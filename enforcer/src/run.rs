@@ -1,6 +1,5 @@
 //! `enforcer run`: the daemon's loop.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,7 +10,6 @@ use enforcer::engine::Engine;
 use enforcer::engine::containers::{self, Containers};
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
-use enforcer::node::users;
 use enforcer::record::Log;
 use enforcer::record::outputs::Outputs;
 use enforcer::respond::webhook::{self, Webhook};
@@ -22,13 +20,13 @@ use enforcer::view::page::{self, Document};
 use enforcer_common::event::Use;
 use enforcer_governance::client::Order;
 use enforcer_governance::journal::{Limits, Reader};
-use notify::{RecursiveMode, Watcher as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::cli::config;
 use crate::governed::{Governance, Governed};
 use crate::supervisor::Supervisor;
+use crate::watched::Watched;
 
 /// How often the canaries are tried.
 const CANARY_EVERY: Duration = Duration::from_secs(1);
@@ -312,83 +310,6 @@ async fn when_there_is_room(room: &Semaphore, uses: &mut mpsc::Receiver<Use>) ->
     // Never closed.
     drop(room.acquire().await);
     uses.recv().await
-}
-
-/// Files whose change matters: the bundle, the executables it selects by, and the users. Their directories are watched,
-/// because editors and package managers put a new file in the old one's place.
-struct Watched {
-    watcher: notify::RecommendedWatcher,
-    directories: BTreeSet<PathBuf>,
-    interesting: std::sync::Arc<std::sync::Mutex<Interest>>,
-}
-
-#[derive(Default)]
-struct Interest {
-    files: BTreeSet<PathBuf>,
-    changed: Vec<PathBuf>,
-}
-
-impl Watched {
-    fn new(changes: mpsc::UnboundedSender<()>) -> Result<Self> {
-        let interesting = std::sync::Arc::<std::sync::Mutex<Interest>>::default();
-        let shared = interesting.clone();
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let Ok(event) = event else { return };
-            if event.kind.is_access() {
-                return;
-            }
-            let Ok(mut interest) = shared.lock() else {
-                return;
-            };
-            let matching: Vec<PathBuf> = event
-                .paths
-                .into_iter()
-                .filter(|path| interest.files.iter().any(|file| path.starts_with(file)))
-                .collect();
-            if !matching.is_empty() {
-                interest.changed.extend(matching);
-                let _ = changes.send(());
-            }
-        })
-        .context("cannot watch files (inotify)")?;
-        Ok(Self {
-            watcher,
-            directories: BTreeSet::new(),
-            interesting,
-        })
-    }
-
-    /// Watches what the engine now depends on.
-    fn follow(&mut self, engine: &Engine) {
-        let mut files: BTreeSet<PathBuf> = engine.executables().into_iter().collect();
-        files.extend(engine.source().map(Path::to_owned));
-        files.insert(users::PASSWD.into());
-        let mut directories: BTreeSet<PathBuf> = files
-            .iter()
-            .filter_map(|file| file.parent().map(Path::to_owned))
-            .collect();
-        directories.extend(engine.source().filter(|it| it.is_dir()).map(Path::to_owned));
-        for directory in directories.difference(&self.directories.clone()) {
-            match self.watcher.watch(directory, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.directories.insert(directory.clone());
-                }
-                Err(error) => {
-                    tracing::warn!(directory = %directory.display(), %error, "cannot be watched: changes there are noticed at the next reload");
-                }
-            }
-        }
-        if let Ok(mut interest) = self.interesting.lock() {
-            interest.files = files;
-        }
-    }
-
-    fn take(&self) -> Vec<PathBuf> {
-        self.interesting
-            .lock()
-            .map(|mut interest| std::mem::take(&mut interest.changed))
-            .unwrap_or_default()
-    }
 }
 
 /// The next order of governance; never, if there is none to be had.

@@ -4,7 +4,7 @@ use aya_ebpf::{macros::lsm, programs::LsmContext};
 use enforcer_common::{branchless::opaque, event::Gate, tier};
 use enforcer_ebpf::{
     file, forward,
-    kernel::{constant, read},
+    kernel::{constant, load, read},
     maps::TIER,
     memory, offset, respond, tamper, unix,
 };
@@ -91,6 +91,14 @@ pub fn unix_may_send(ctx: LsmContext) -> i32 {
 /// `int socket_sendmsg(struct socket *sock, struct msghdr *msg, int size)`, the read gate of unix sockets.
 #[lsm(hook = "socket_sendmsg")]
 pub fn unix_sendmsg(ctx: LsmContext) -> i32 {
-    let sk = read(ctx.arg::<*const u8>(0) as u64 + offset!(socket_sk));
-    respond::lsm(unix::sends(sk))
+    let sock: *const u8 = ctx.arg(0);
+    // SAFETY: a `struct socket`, never null; `sk` is checked.
+    let is_unix = unsafe {
+        let sk: *const u8 = load(sock, offset!(socket_sk));
+        !sk.is_null() && load::<u16>(sk, offset!(sk_family)) == unix::FAMILY
+    };
+    if !is_unix {
+        return respond::PERMIT;
+    }
+    respond::lsm(unix::sends(read(sock as u64 + offset!(socket_sk))))
 }

@@ -31,7 +31,8 @@ pub fn socket_create(ctx: LsmContext) -> i32 {
 #[inline(always)]
 pub(super) fn makes(family: u32, kind: u32, protocol: u32) -> bool {
     let kind = kind & SOCKET_TYPE;
-    !family::is_open_to_holders(family, kind, protocol)
+    task::may_hold()
+        && !family::is_open_to_holders(family, kind, protocol)
         && task::holds()
         && family::refuse(family, kind, protocol, Gate::SocketCreate)
 }
@@ -137,6 +138,9 @@ pub fn family_sendmsg(ctx: LsmContext) -> i32 {
 /// A call on a socket: of a kind that no holder may have, it may be older than the holding.
 #[inline(always)]
 fn uses(sock: *const u8, gate: Gate) -> bool {
+    if !task::may_hold() {
+        return false;
+    }
     let sk: u64 = read(sock as u64 + offset!(socket_sk));
     let (family, kind, protocol) = socket::kind(sk);
     !family::is_open_to_holders(family, kind, protocol)
@@ -167,7 +171,16 @@ fn inet_socket(sock: *const u8) -> Option<InetSocket> {
     if sk.is_null() {
         return None;
     }
-    let (family, kind, protocol) = socket::kind(sk as u64);
+    // SAFETY: a socket typed by the kernel's BTF, not null.
+    let [family, kind, protocol] = unsafe {
+        let sk = sk.cast();
+        [
+            load::<u16>(sk, offset!(sk_family)),
+            load::<u16>(sk, offset!(sk_type)),
+            load::<u16>(sk, offset!(sk_protocol)),
+        ]
+    }
+    .map(u32::from);
     let is_ip = family == u32::from(INET) || family == u32::from(INET6);
     (is_ip && family::is_open_to_holders(family, kind, protocol)).then_some(InetSocket {
         sk,

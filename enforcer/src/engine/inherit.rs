@@ -13,6 +13,7 @@ use crate::kernel::legacy;
 use crate::kernel::load::Loaded;
 use crate::kernel::maps::Maps;
 use crate::kernel::pins::Set;
+use crate::kernel::presence::Counters;
 
 /// What there is to go on from.
 #[derive(Default)]
@@ -90,11 +91,16 @@ impl Engine {
 }
 
 fn copy(left: &Set, ebpf: &mut Ebpf) -> Result<(usize, usize), Error> {
+    let counters = Counters::open(ebpf, "ORIGINS_PRESENT")?;
     let mut maps = Maps(ebpf);
     for (process, origin) in legacy::origins(left)? {
         let known: Option<Origin> = maps.get("ORIGINS", &process)?;
         let both = Origin::from_bits(origin.bits() | known.unwrap_or_default().bits());
-        maps.put("ORIGINS", process, both)?;
+        counters.add(process.word());
+        if !maps.put_new("ORIGINS", &process, &both)? {
+            counters.take(process.word());
+            maps.put("ORIGINS", process, both)?;
+        }
     }
     let mut holders = Holders::new(ebpf)?;
     Ok(legacy::holders(left, &mut holders)?)

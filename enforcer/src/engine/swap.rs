@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use enforcer_common::ids::{CgroupId, CredentialId, Generation, IdentityId, WatchNode};
 use enforcer_common::tables::{
-    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Grants, SocketName,
-    Subject, SubjectKey, Variable, Versioned,
+    Cgroup, CgroupName, Credential, CredentialKey, EndpointKey, GrantKey, Grants, Holder,
+    SocketName, Subject, SubjectKey, Variable, Versioned,
 };
 use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
 
@@ -16,6 +16,7 @@ use crate::compile::{Policy, changed};
 use crate::fanotify::{Rules, Snapshot};
 use crate::kernel::at_root;
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::presence::Counters;
 use crate::node::cgroups;
 use crate::node::files::Prepared;
 
@@ -151,6 +152,7 @@ impl Engine {
         let names = &new.cgroup_names;
         write_versioned(&mut maps, "CGROUP_NAMES", names, current, next)?;
         let found = cgroups::scan(&at_root::path()?).map_err(Error::Cgroups)?;
+        let held = Counters::open(maps.0, "HELD_PRESENT")?;
         for cgroup in found {
             let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
             let mut record = Cgroup {
@@ -171,6 +173,10 @@ impl Engine {
                 && known.identity.at(next) == record.identity.after
             {
                 record.identity = known.identity;
+            }
+            let was_part = known.is_some_and(|it| it.is_part(cgroup.id));
+            if record.is_part(cgroup.id) && !was_part {
+                held.add(Holder::cgroup_word(cgroup.id));
             }
             if known != Some(record) {
                 maps.put("CGROUPS", cgroup.id, record)?;

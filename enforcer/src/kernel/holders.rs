@@ -8,12 +8,16 @@ use enforcer_common::ids::CredentialId;
 use enforcer_common::tables::{Credential, Holder, HolderKey};
 
 use super::maps::{self, own_hash};
+use super::presence::Counters;
 
 /// `BPF_NOEXIST`.
 const NOEXIST: u64 = 1;
 
 /// A handle of its own to the table of holders.
-pub struct Holders(HashMap<MapData, HolderKey, CredentialId>);
+pub struct Holders {
+    table: HashMap<MapData, HolderKey, CredentialId>,
+    counters: Counters,
+}
 
 /// What a holding was before it was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,10 @@ pub enum Recorded {
 impl Holders {
     /// Opens the table.
     pub fn new(ebpf: &Ebpf) -> Result<Self, maps::Error> {
-        own_hash(ebpf, "HOLDERS").map(Self)
+        Ok(Self {
+            table: own_hash(ebpf, "HOLDERS")?,
+            counters: Counters::open(ebpf, "HELD_PRESENT")?,
+        })
     }
 
     /// Records that `task` holds `credential`. If that fails, the read must be denied.
@@ -54,21 +61,23 @@ impl Holders {
         for slot in 0..=HELD_PER_HOLDER {
             let key = HolderKey { holder, slot };
             let last = slot == HELD_PER_HOLDER;
-            match self.0.get(&key, 0) {
+            match self.table.get(&key, 0) {
                 // The last slot only marks that there were more.
                 Ok(held) if last || held == credential => return Ok(Recorded::Known),
                 Ok(_) => continue,
                 Err(_) => {}
             }
+            self.counters.add(holder.word());
             result = self
-                .0
+                .table
                 .insert(key, credential, NOEXIST)
                 .map(|()| Recorded::New);
             if result.is_ok() {
                 return result;
             }
+            self.counters.take(holder.word());
             // Somebody else took the slot, or the table is full.
-            match self.0.get(&key, 0) {
+            match self.table.get(&key, 0) {
                 Ok(held) if last || held == credential => return Ok(Recorded::Known),
                 Ok(_) => {}
                 Err(_) => return result,
@@ -80,9 +89,10 @@ impl Holders {
     /// Forgets a holder that has ended.
     pub fn forget(&mut self, holder: Holder) {
         for slot in 0..=HELD_PER_HOLDER {
-            if self.0.remove(&HolderKey { holder, slot }).is_err() {
+            if self.table.remove(&HolderKey { holder, slot }).is_err() {
                 break;
             }
+            self.counters.take(holder.word());
         }
     }
 }

@@ -65,16 +65,10 @@ impl Maps<'_> {
         Versioned<V>: Pod,
     {
         let known = self.get::<K, Versioned<V>>(table, &key)?;
-        let before = known.map_or(V::default(), |it| it.at(current));
-        if known.is_some_and(|it| it.at(next) == after) && before == after {
-            return Ok(());
+        match Versioned::from_then_on(known, after, current, next) {
+            Some(value) => self.put(table, key, value),
+            None => Ok(()),
         }
-        let value = Versioned {
-            from: next,
-            before,
-            after,
-        };
-        self.put(table, key, value)
     }
 
     /// Writes one entry unless the key is taken. `false` if it is.
@@ -109,16 +103,8 @@ impl Maps<'_> {
 
     /// Removes one entry; one that is not there is as good as removed.
     pub fn remove<K: Pod, V: Pod>(&mut self, table: &'static str, key: &K) -> Result<(), Error> {
-        match self.hash::<K, V>(table)?.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            // aya reports ENOENT of a removal as a failed system call.
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            Err(source) => Err(failed("remove from", table)(source)),
-        }
+        removed(self.hash::<K, V>(table)?.remove(key)).map_err(failed("remove from", table))?;
+        Ok(())
     }
 
     /// Every entry of a hash table.
@@ -235,6 +221,21 @@ impl Maps<'_> {
     }
 }
 
+/// Whether a removal took anything out; to find nothing is no failure.
+pub(super) fn removed(result: Result<(), MapError>) -> Result<bool, MapError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(MapError::KeyNotFound) => Ok(false),
+        // aya reports ENOENT of a removal as a failed system call.
+        Err(MapError::SyscallError(error))
+            if error.io_error.kind() == std::io::ErrorKind::NotFound =>
+        {
+            Ok(false)
+        }
+        Err(source) => Err(source),
+    }
+}
+
 /// A handle of its own to an array, for a thread that shares nothing with the others.
 pub fn own_array<V: Pod>(ebpf: &Ebpf, table: &'static str) -> Result<Array<MapData, V>, Error> {
     let Some(Map::Array(map)) = ebpf.map(table) else {
@@ -265,7 +266,7 @@ fn own(map: &MapData, table: &'static str) -> Result<MapData, Error> {
 /// `BPF_NOEXIST`.
 const NOEXIST: u32 = 1;
 
-fn failed(action: &'static str, table: &'static str) -> impl FnOnce(MapError) -> Error {
+pub(super) fn failed(action: &'static str, table: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map {
         action,
         table,

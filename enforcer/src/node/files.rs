@@ -16,6 +16,7 @@ use crate::compile::{Policy, WatchTree};
 use crate::fanotify::{Kind, Marks, Places};
 use crate::kernel::capture::{self, capture, capture_socket};
 use crate::kernel::maps::{self, Maps};
+use crate::kernel::protected::Protected;
 
 /// How deep below a source's first directory files are looked for: no tree is deeper, a loop of symbolic
 /// links is.
@@ -146,8 +147,9 @@ impl Files {
         self.open_sockets
             .retain(|known| found.iter().any(|(path, _)| path == known));
         self.recognise_sockets(ebpf, &mut scan);
+        let mut protected = Protected::new(ebpf)?;
         for (key, (credential, _)) in &scan.files {
-            protect(ebpf, *key, *credential, current, next)?;
+            protected.put_from(*key, *credential, current, next)?;
         }
         let gone: Vec<InodeKey> = Maps(ebpf)
             .entries::<InodeKey, Versioned<CredentialId>>("FILES")?
@@ -158,7 +160,7 @@ impl Files {
         for key in &gone {
             // What the kernel itself protected since the scan keeps its entry; the notice tells of it.
             if self.protected.contains_key(key) {
-                protect(ebpf, *key, CredentialId(0), current, next)?;
+                protected.put_from(*key, CredentialId(0), current, next)?;
             }
         }
         Ok(Prepared { scan, gone })
@@ -167,9 +169,10 @@ impl Files {
     /// After the swap: takes out what no longer matches.
     pub fn finish(&mut self, ebpf: &mut Ebpf, prepared: Prepared) -> Result<(), maps::Error> {
         let Prepared { scan, gone } = prepared;
+        let mut protected = Protected::new(ebpf)?;
         for key in gone {
             if self.protected.contains_key(&key) {
-                Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &key)?;
+                protected.remove(&key)?;
             }
         }
         self.adopt(ebpf, scan)
@@ -209,9 +212,10 @@ impl Files {
         let marks = &mut self.marks;
         visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
         self.recognise_sockets(ebpf, &mut scan);
+        let mut protected = Protected::new(ebpf)?;
         for (key, (credential, _)) in &scan.files {
             if self.protected.get(key).map(|(known, _)| known) != Some(credential) {
-                protect_always(ebpf, *key, *credential)?;
+                protected.put(*key, *credential)?;
             }
         }
         let survey = self.marks.as_ref().and_then(|it| it.survey().ok());
@@ -219,7 +223,7 @@ impl Files {
         for (key, known) in std::mem::take(&mut self.protected) {
             if scan.files.contains_key(&key) || !exists(&key) {
                 if !scan.files.contains_key(&key) {
-                    Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &key)?;
+                    protected.remove(&key)?;
                 }
                 continue;
             }
@@ -256,8 +260,9 @@ impl Files {
         }
         self.recognise_sockets(ebpf, &mut scan);
         let found = !scan.files.is_empty() || !scan.watched.is_empty();
+        let mut protected = Protected::new(ebpf)?;
         for (key, (credential, _)) in &scan.files {
-            protect_always(ebpf, *key, *credential)?;
+            protected.put(*key, *credential)?;
         }
         self.protected.extend(scan.files);
         self.watched.extend(scan.watched);
@@ -278,7 +283,7 @@ impl Files {
         let Some(credential) = policy.credential_of(&path) else {
             return Ok(false);
         };
-        protect_always(ebpf, file, credential)?;
+        Protected::new(ebpf)?.put(file, credential)?;
         self.protected.insert(file, (credential, path));
         Ok(true)
     }
@@ -327,8 +332,9 @@ impl Files {
             let marks = &mut self.marks;
             visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
             self.recognise_sockets(ebpf, &mut scan);
+            let mut protected = Protected::new(ebpf)?;
             for (key, (credential, _)) in &scan.files {
-                protect_always(ebpf, *key, *credential)?;
+                protected.put(*key, *credential)?;
             }
             self.protected.extend(scan.files);
             self.watched.extend(scan.watched);
@@ -336,13 +342,13 @@ impl Files {
         }
         match policy.credential_of(&path) {
             Some(credential) => {
-                protect_always(ebpf, file, credential)?;
+                Protected::new(ebpf)?.put(file, credential)?;
                 self.open_sockets.remove(&path);
                 self.protected.insert(file, (credential, path));
             }
             // Only what is still there by this name, and is nothing by another, was protected too much.
             None if !self.protected.contains_key(&file) => {
-                Maps(ebpf).remove::<InodeKey, Versioned<CredentialId>>("FILES", &file)?;
+                Protected::new(ebpf)?.remove(&file)?;
             }
             None => {}
         }
@@ -354,25 +360,6 @@ impl Files {
 pub struct Prepared {
     scan: Scan,
     gone: Vec<InodeKey>,
-}
-
-/// Sets what a file is from generation `next` on; until then it is what it is in `current`.
-fn protect(
-    ebpf: &mut Ebpf,
-    key: InodeKey,
-    credential: CredentialId,
-    current: Generation,
-    next: Generation,
-) -> Result<(), maps::Error> {
-    Maps(ebpf).put_from("FILES", key, credential, current, next)
-}
-
-fn protect_always(
-    ebpf: &mut Ebpf,
-    key: InodeKey,
-    credential: CredentialId,
-) -> Result<(), maps::Error> {
-    Maps(ebpf).put("FILES", key, Versioned::constant(credential))
 }
 
 /// Watches `directory` as `nodes`, and goes on with what is in it.

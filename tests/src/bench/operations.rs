@@ -16,6 +16,8 @@ use nix::{
     unistd::{self, ForkResult},
 };
 
+use crate::harness::Cgroup;
+
 /// A file that is no credential, and the same far down.
 pub const PLAIN: &str = "/srv/b/plain";
 /// As above.
@@ -33,6 +35,8 @@ pub const MONITORED: &str = "/srv/b/monitored";
 pub enum Set {
     /// A process that has nothing to do with any credential.
     Stranger,
+    /// The same in no unit, session or container.
+    Loner,
     /// One that is refused.
     Refused,
     /// One whose uses are only recorded.
@@ -43,12 +47,26 @@ pub enum Set {
 
 impl Set {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Stranger, Self::Refused, Self::Monitored, Self::Holder];
+    pub const ALL: [Self; 5] = [
+        Self::Stranger,
+        Self::Loner,
+        Self::Refused,
+        Self::Monitored,
+        Self::Holder,
+    ];
+
+    /// The unit that it is in, if it is in one.
+    fn unit(self) -> Option<String> {
+        match self {
+            Self::Loner => None,
+            _ => Some(format!("bench-{self:?}.service").to_lowercase()),
+        }
+    }
 
     /// The program that it is a process of.
     pub fn program(self) -> &'static str {
         match self {
-            Self::Stranger => "/opt/b/stranger",
+            Self::Stranger | Self::Loner => "/opt/b/stranger",
             Self::Refused => "/opt/b/refused",
             Self::Monitored => "/opt/b/monitored",
             Self::Holder => "/opt/b/holder",
@@ -62,6 +80,13 @@ pub fn run(set: Set, times: usize, peer: SocketAddr) -> Result<()> {
         println!("{name}\t{}", median(times, operation)?);
         Ok(())
     };
+    if let Some(unit) = set.unit() {
+        fs::write(
+            format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.procs"),
+            "0",
+        )
+        .with_context(|| format!("cannot join {unit}"))?;
+    }
     match set {
         Set::Stranger => {
             measure("open, unprotected", &mut || open(PLAIN))?;
@@ -79,6 +104,7 @@ pub fn run(set: Set, times: usize, peer: SocketAddr) -> Result<()> {
             measure("fork, exec and exit", &mut fork_and_exec)?;
             measure("fork and exit", &mut fork)
         }
+        Set::Loner => network("non-holder in no unit", peer, &measure),
         Set::Refused => measure("open, protected, denied", &mut || {
             // Without a daemon it works; with one, the runner has seen that it does not.
             drop(File::open(DENIED));
@@ -171,6 +197,8 @@ fn median(times: usize, operation: &mut dyn FnMut() -> Result<()>) -> Result<u64
 pub fn of(set: Set, times: usize, peer: SocketAddr) -> Result<Vec<(String, u64)>> {
     use std::os::unix::process::CommandExt as _;
     let name = set.to_possible_value().context("a set without a name")?;
+    let unit = set.unit();
+    let _unit = unit.as_deref().map(Cgroup::unit).transpose()?;
     let output = Command::new(set.program())
         .arg0("enforcer-tests")
         .args([
