@@ -73,10 +73,10 @@ pub fn add_to(
     while slot <= HELD_PER_HOLDER {
         let key = HolderKey { holder, slot };
         // The last slot only marks that there were more.
-        if slot == HELD_PER_HOLDER || table.get_ptr(&key).is_none() {
-            if presence::hold(table, &key, credential) {
-                return added::NOW;
-            }
+        if (slot == HELD_PER_HOLDER || table.get_ptr(&key).is_none())
+            && presence::hold(table, &key, credential)
+        {
+            return added::NOW;
         }
         match table.get_ptr(&key) {
             // SAFETY: a pointer into the map, good until the program ends.

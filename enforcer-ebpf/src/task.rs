@@ -75,7 +75,7 @@ pub fn current_holder() -> Task {
 /// The current task's instance; 0 if it is in none. In a frame of its own.
 #[inline(never)]
 pub fn current_instance() -> CgroupId {
-    let mut facts = Task::default();
+    let mut facts = Task::NOBODY;
     // SAFETY: no arguments.
     facts.cgroup = CgroupId(unsafe { bpf_get_current_cgroup_id() });
     classify(&mut facts);
