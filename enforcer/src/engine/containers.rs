@@ -21,7 +21,7 @@ use crate::node::containers::{self, Place, Runtimes, Starting, is_pod, place_of}
 use crate::node::pods::{self, Listed};
 use crate::record::model::Instance;
 
-/// How often a runtime is asked of a container that it does not know yet, and how many times.
+/// How often a runtime is asked of a new container that it does not know yet, and how many times.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASK_TIMES: u32 = 50;
 
@@ -74,8 +74,8 @@ pub struct Containers {
     known: BTreeMap<String, Container>,
     /// The paths of their cgroups.
     paths: HashMap<CgroupId, String>,
-    /// Those that no runtime knows, by their cgroups' paths.
-    unknown: BTreeMap<String, Place>,
+    /// Those that no runtime knows, by their cgroups' paths, and whether that was told.
+    unknown: BTreeMap<String, (Place, bool)>,
     starting: Arc<Starting>,
     hold: Option<Hold>,
     limit: Duration,
@@ -218,12 +218,12 @@ impl Containers {
         identity.unwrap_or_else(plain)
     }
 
-    /// Asks the runtimes, until one knows it or it has taken too long.
-    fn ask(&self, place: Place) {
+    /// Asks the runtimes so many times, until one knows it.
+    fn ask(&self, place: Place, times: u32) {
         let (runtimes, answers) = (self.runtimes.clone(), self.answers.clone());
         tokio::spawn(async move {
             let mut failure = None;
-            for attempt in 0..ASK_TIMES {
+            for attempt in 0..times {
                 let said = match runtimes.find(&place).await {
                     Ok(Some(container)) => Said::Known(container),
                     // Nobody waits for what a runtime does not know: it makes the one that stands for a pod known only
@@ -289,8 +289,9 @@ impl Engine {
         self.containers.failure = failures.first().map(ToString::to_string);
         for place in places {
             if !known.contains_key(&place.path) {
-                self.containers.ask(place.clone());
-                self.containers.unknown.insert(place.path.clone(), place);
+                self.containers.ask(place.clone(), ASK_TIMES);
+                let unknown = &mut self.containers.unknown;
+                unknown.insert(place.path.clone(), (place, false));
             }
         }
         tracing::info!(known = known.len(), "containers that run already");
@@ -310,7 +311,7 @@ impl Engine {
             self.containers.known.remove(path);
             self.containers.unknown.remove(path);
             self.containers.paths.insert(id, path.to_owned());
-            self.containers.ask(place);
+            self.containers.ask(place, ASK_TIMES);
         }
         let Some(in_force) = &self.in_force else {
             return Ok(());
@@ -381,36 +382,35 @@ impl Engine {
                     );
                 }
                 self.tell_classified(&path);
-                self.forget_if_gone(&path);
+                // It may have ended before it was known what it is.
+                if !is_there(&path) {
+                    self.containers.known.remove(&path);
+                }
             }
             Said::NotYet => {
-                self.containers.unknown.insert(path.clone(), place);
+                let unknown = &mut self.containers.unknown;
+                unknown.entry(path.clone()).or_insert((place, false));
                 self.containers.starting.end(&path);
             }
             Said::Unknown(failure) => {
                 self.containers.starting.end(&path);
-                // It may be gone by now.
-                if self.containers.unknown.contains_key(&path) || failure.is_some() {
-                    self.containers.unknown.insert(path.clone(), place);
-                    let reason = failure.map_or_else(
-                        || "no container runtime knows it".to_owned(),
-                        |failure| failure.to_string(),
-                    );
+                if !is_there(&path) {
+                    self.containers.unknown.remove(&path);
+                    return;
+                }
+                let told = self.containers.unknown.insert(path.clone(), (place, true));
+                let reason = failure.map_or_else(
+                    || "no container runtime knows it".to_owned(),
+                    |failure| failure.to_string(),
+                );
+                if told.is_none_or(|(_, told)| !told) {
                     self.log.write(
                         "container-unclassified",
                         json!({"cgroup": path, "reason": reason}),
                     );
-                    self.containers.failure = Some(reason);
                 }
+                self.containers.failure = Some(reason);
             }
-        }
-    }
-
-    /// A container may end before it is known what it is.
-    fn forget_if_gone(&mut self, path: &str) {
-        let there = at_root::path().map(|root| root.join(path.trim_start_matches('/')).exists());
-        if !there.unwrap_or(true) {
-            self.containers.known.remove(path);
         }
     }
 
@@ -475,8 +475,8 @@ impl Engine {
         if let Some(hold) = &mut self.containers.hold {
             hold.mark();
         }
-        for place in self.containers.unknown.values() {
-            self.containers.ask(place.clone());
+        for (place, _) in self.containers.unknown.values() {
+            self.containers.ask(place.clone(), 1);
         }
     }
 }
@@ -484,4 +484,10 @@ impl Engine {
 /// Whether some of it is in volumes of pods.
 fn of_pods(credential: &Credential) -> bool {
     credential.sources.iter().any(Source::is_of_pods)
+}
+
+/// Whether there still is a cgroup at this path.
+fn is_there(path: &str) -> bool {
+    let there = at_root::path().map(|root| root.join(path.trim_start_matches('/')).exists());
+    there.unwrap_or(true)
 }
