@@ -217,9 +217,10 @@ async fn read_notices(
         if !take(guard.get_inner_mut(), decode_notice, &mut batch) {
             guard.clear_ready();
         }
-        let created = |notice: &&Box<Notice>| notice.kind == NoticeKind::CgroupCreated as u32;
-        for notice in batch.iter().filter(created) {
-            starting.created(&cgroups::path_seen(notice.cgroup, notice.name()));
+        for notice in &batch {
+            if notice.kind == NoticeKind::CgroupCreated as u32 {
+                starting.created(&cgroups::path_seen(notice.cgroup, notice.name()));
+            }
         }
         for notice in batch {
             if to.send(Change::Notice(notice)).await.is_err() {
