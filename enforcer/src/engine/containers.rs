@@ -308,10 +308,12 @@ impl Engine {
         }
         let own = place_of(path).filter(|place| place.path == path);
         if let Some(place) = own {
-            self.containers.known.remove(path);
-            self.containers.unknown.remove(path);
             self.containers.paths.insert(id, path.to_owned());
-            self.containers.ask(place, ASK_TIMES);
+            // It may have been learned at the start, before this notice came.
+            match self.containers.known.contains_key(path) {
+                true => drop(self.containers.starting.end(path)),
+                false => self.containers.ask(place, ASK_TIMES),
+            }
         }
         let Some(in_force) = &self.in_force else {
             return Ok(());

@@ -431,10 +431,10 @@ fn secrets_that_are_rotated(stage: &mut Stage<'_>) -> Result<()> {
 
     // As kubelet goes about it: the pod is listed and has its cgroup before its volumes are filled.
     let number = stage.pods.len();
-    fs::create_dir_all(format!(
-        "/sys/fs/cgroup/kubepods/burstable/pod{}",
-        uid(number)
-    ))?;
+    let cgroup = format!("/sys/fs/cgroup/kubepods/burstable/pod{}", uid(number));
+    // An earlier case may have had a pod of this uid; kubelet never has two.
+    let _ = fs::remove_dir(&cgroup);
+    fs::create_dir_all(&cgroup)?;
     let mut volume = kubelet.admit(&uid(number), "payments", "billing", "stripe")?;
     let path = volume.path().display().to_string();
     let host_key = format!("{path}/key");
