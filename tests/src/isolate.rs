@@ -27,9 +27,10 @@ pub fn in_guest() -> bool {
 }
 
 /// What of the machine is hidden behind an empty place of ours.
-const HIDDEN: [&str; 6] = [
+const HIDDEN: [&str; 7] = [
     "/etc/enforcer",
     "/opt",
+    "/run/containerd",
     "/run/enforcer",
     "/srv",
     "/var/lib/enforcer",
