@@ -149,9 +149,13 @@ macro_rules! word_key {
     };
 }
 
+mod cgroups;
+mod holders;
 mod origins;
 mod usage;
 
+pub use cgroups::{CGROUP_NAME_BYTES, Cgroup, CgroupName};
+pub use holders::{Holder, HolderKey};
 pub use origins::{AncestorSlot, Origin, OriginKey, Relevant, RelevantKey};
 pub use usage::{Usage, UsageKey};
 
@@ -359,134 +363,6 @@ fn tail<const W: usize, const B: usize>(words: &[u64; W]) -> [u8; B] {
         *byte = (words[(at + 4) / 8] >> (8 * ((at + 4) % 8))) as u8;
     }
     bytes
-}
-
-/// Who holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct Holder {
-    /// cgroup id of the instance, thread-group id of the process, or address of one that has none yet.
-    pub id: u64,
-    /// 0 for an instance, 2 for a process without number, or when the process started.
-    pub start: BootNs,
-}
-
-impl Holder {
-    /// A workload instance.
-    #[inline(always)]
-    pub const fn instance(cgroup: CgroupId) -> Self {
-        Self {
-            id: cgroup.0,
-            start: BootNs(0),
-        }
-    }
-
-    /// A process; `start` is never 0, so it cannot be taken for an instance.
-    #[inline(always)]
-    pub const fn process(tgid: Tgid, start: BootNs) -> Self {
-        Self {
-            id: tgid.0 as u64,
-            start: BootNs(start.0 | 1),
-        }
-    }
-
-    /// The process, if it is one with a number.
-    #[inline(always)]
-    pub const fn tgid(&self) -> Option<Tgid> {
-        // The others' starts are even.
-        if self.start.0 & 1 == 1 {
-            Some(Tgid(self.id as u32))
-        } else {
-            None
-        }
-    }
-
-    /// A pipe or socket, by its address in the kernel. They are in a table of their own.
-    #[inline(always)]
-    pub const fn object(address: u64) -> Self {
-        Self {
-            id: address,
-            start: BootNs(0),
-        }
-    }
-
-    /// A process that has no number yet, by its address in the kernel; even and not 0, so it cannot be taken for one of
-    /// the others.
-    #[inline(always)]
-    pub const fn unborn(address: u64) -> Self {
-        Self {
-            id: address,
-            start: BootNs(2),
-        }
-    }
-}
-
-/// Key of the holders table. Slots are filled from 0 without a gap, each by an insert that fails if the
-/// slot is taken, so that two readers at the same moment both get recorded without a lock.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct HolderKey {
-    /// Who.
-    pub holder: Holder,
-    /// Which of its credentials; [`crate::capacity::HELD_PER_HOLDER`] marks overflow.
-    pub slot: u64,
-}
-
-/// Value of the cgroups table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Cgroup {
-    /// The workload instance it belongs to; 0 if none.
-    pub instance: CgroupId,
-    /// What it means to the bundle, and whether that is known ([`IdentityId::UNCLASSIFIED`]).
-    pub identity: Versioned<IdentityId>,
-    /// [`Cgroup::SLICES_ONLY`] and the others.
-    pub flags: u16,
-    /// 1 if it is an instance into which more was brought than there was room for.
-    pub unaccounted: u16,
-    /// Uid plus one of whom the service manager belongs to that it is, or only slices away from: a unit directly below
-    /// is one of that user. 0 if it is none.
-    pub user: u32,
-    /// Always 0.
-    pub reserved: u32,
-}
-
-impl Cgroup {
-    /// It and all above it are slices: a unit directly below is a system unit.
-    pub const SLICES_ONLY: u16 = 1;
-    /// It is the root.
-    pub const ROOT: u16 = 2;
-    /// It is a login session.
-    pub const SESSION: u16 = 4;
-    /// It is where the host's service manager is, and what that starts before it is put where it belongs.
-    pub const MANAGER: u16 = 8;
-
-    /// Whether all of `flags` are set.
-    #[inline(always)]
-    pub const fn has(&self, flags: u16) -> bool {
-        self.flags & flags == flags
-    }
-}
-
-/// Longest cgroup path or unit name that can be selected by, in bytes, with its ending NUL.
-pub const CGROUP_NAME_BYTES: usize = 192;
-
-/// Key of the cgroup-names table: a path from the cgroup root, a bare system unit name, or a user's unit by
-/// [`CgroupName::user_prefix`] and its name; NUL-padded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C, align(8))]
-pub struct CgroupName(pub [u8; CGROUP_NAME_BYTES]);
-
-impl CgroupName {
-    /// How long the text can be after a prefix.
-    pub const USER_UNIT_BYTES: usize = CGROUP_NAME_BYTES - 8;
-
-    /// What stands before the name of a user's unit: no path and no unit begins with that byte. `user` is as in
-    /// [`Cgroup::user`].
-    #[inline(always)]
-    pub const fn user_prefix(user: u32) -> u64 {
-        (user as u64) << 8 | 1
-    }
 }
 
 word_key!(
