@@ -16,16 +16,14 @@ use nix::{
 use super::{
     Attack, attack,
     expected::{CAUGHT, CROWDED, Seen::NotRun, Tier, hooks_only},
-    stage::{Goal, Mounted, READ, Stage, Tried, root, standard_bundle},
+    stage::{Goal, HOME, Mounted, READ, SEND, Stage, Tried, root, standard_bundle},
     untried,
 };
 use crate::{
     cases::{entitled, other, standard::DESTINATIONS},
-    harness::{Bundle, Cgroup, Expect, Refused, daemon, wait_for, write},
+    harness::{Bundle, Cgroup, daemon, wait_for, write},
 };
 
-const SEND: &str = "tcp 10.20.0.66:9000";
-const HOME: &str = "tcp 10.20.0.2:9000";
 pub const ATTACKS: &[Attack] = &[
     attack(
         "D02",
@@ -64,7 +62,7 @@ pub const ATTACKS: &[Attack] = &[
                     kept.push((path, before));
                 }
             }
-            let result = s.reads_as_is(&[READ]).and_then(|()| holds_to_account(s));
+            let result = s.reads_as_is(&[READ]).and_then(|()| s.holds_to_account());
             for (path, before) in kept {
                 let _ = fs::write(path, before);
             }
@@ -344,7 +342,7 @@ pub const ATTACKS: &[Attack] = &[
             s.standard()?;
             s.works(&entitled(), &["churn /srv/t/key 1000"])?;
             s.reads_as_is(&[READ])?;
-            holds_to_account(s)
+            s.holds_to_account()
         },
     ),
     attack(
@@ -420,15 +418,6 @@ const TRAPS: &[(&str, Make)] = &[
     ("/srv/t/trap-terminal", |path| symlink("/dev/tty", path)),
     ("/srv/t/trap-proc", |path| symlink("/proc/kmsg", path)),
 ];
-
-/// A holder is still held to its destinations.
-fn holds_to_account(s: &mut Stage<'_>) -> Result<()> {
-    let steps = [
-        (READ, Expect::Allowed),
-        (SEND, Refused("outside-destination")),
-    ];
-    s.scene.check(&entitled(), &steps).map(drop)
-}
 
 fn killed(s: &mut Stage<'_>) -> Result<()> {
     s.standard()?;

@@ -6,14 +6,12 @@ use enforcer_common::capacity::ENVIRONMENT_PIECES;
 use super::{
     Attack, attack,
     expected::{CAUGHT, hooks_only, open},
-    stage::{Goal, Stage},
+    stage::{Goal, SEND, Stage},
 };
 use crate::{
     cases::{entitled, other, standard::DESTINATIONS},
     harness::Bundle,
 };
-
-const SEND: &str = "tcp 10.20.0.66:9000";
 
 pub const ATTACKS: &[Attack] = &[
     attack(

@@ -12,15 +12,13 @@ use super::{
         Seen::{Caught, NotCaught},
         hooks_only, open,
     },
-    stage::{Goal, READ, Stage, Temporary, Tried, root},
+    stage::{Goal, HOME, READ, SEND, Stage, Temporary, Tried, root},
 };
 use crate::{
     cases::standard::DESTINATIONS,
     harness::{Actor, Bundle, Cgroup, Event, PROGRAMS, Running, wait_for},
 };
 
-const SEND: &str = "tcp 10.20.0.66:9000";
-const HOME: &str = "tcp 10.20.0.2:9000";
 const KEY: &str = "/srv/t/key";
 /// What is like it and of no interest.
 const NIL: &str = "/srv/t/nil";

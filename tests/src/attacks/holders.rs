@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{
     Attack, attack,
     expected::{CALLERS_ONLY, CAUGHT, Seen::NotRun, Tier, hooks_only, open},
-    stage::{Goal, READ, Stage, root},
+    stage::{Goal, READ, SEND, Stage, root},
     untried,
 };
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     harness::{ALICE, Actor, Bundle, Cgroup, FILES, PROGRAMS, write},
 };
 
-const SEND: &str = "tcp 10.20.0.66:9000";
 /// Who else starts just then may get the number.
 const ATTEMPTS: u32 = 10;
 const UNIT_READ: &str = "read /srv/t/unit-key";

@@ -95,7 +95,9 @@ pub const ATTACKS: &[Attack] = &[
         ),
         |s| {
             s.standard()?;
-            s.twin(&entitled(), Goal::Send, &[DIAL, "send"])?;
+            // Waits for its bytes to be read, or they would count as the other's.
+            let twin = [(DIAL, Allowed), ("send", Allowed)];
+            s.scene.check(&entitled(), &twin)?;
             let steps = [
                 (DIAL, Allowed),
                 ("read /srv/t/kill-key", Allowed),

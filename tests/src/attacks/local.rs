@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Attack, attack,
     expected::{CAUGHT, Expected, Seen::NotCaught, Tier, open},
-    stage::{Goal, Stage, Temporary, Tried, pids, root},
+    stage::{Goal, SEND, Stage, Temporary, Tried, pids, root},
 };
 use crate::{
     cases::standard::DESTINATIONS,
@@ -16,7 +16,6 @@ use crate::{
 
 const LOCAL_LATER: &str = "unix sockets between workloads are not judged yet";
 const NO_UNIX_PROGRAM: &str = "permission events say nothing of sockets";
-const SEND: &str = "tcp 10.20.0.66:9000";
 
 /// Connecting to a credential's socket.
 const SOCKETS: Expected = CAUGHT.on(Tier::Fanotify, NotCaught(NO_UNIX_PROGRAM));

@@ -12,13 +12,17 @@ use super::expected::{
 use crate::{
     cases::{Scene, entitled, other, standard},
     harness::{
-        Actor, Bundle, Cgroup, Daemon, Event, FILES, Outcome, PROGRAMS, Running, Skipped, Step,
-        check, outside::Frames, wait_for, write,
+        Actor, Bundle, Cgroup, Daemon, Event, Expect, FILES, Outcome, PROGRAMS, Running, Skipped,
+        Step, check, outside::Frames, wait_for, write,
     },
 };
 
 /// The credential that most attacks are after, as a step of its holder.
 pub const READ: &str = "read /srv/t/key";
+/// Sends where its holder may not.
+pub const SEND: &str = "tcp 10.20.0.66:9000";
+/// Sends where its holder may.
+pub const HOME: &str = "tcp 10.20.0.2:9000";
 /// How long what was refused may take to arrive all the same: TCP tries again after 200 ms.
 const PATIENCE: Duration = Duration::from_millis(350);
 
@@ -257,6 +261,15 @@ impl Stage<'_> {
             let all: Vec<_> = all.iter().map(|event| event.0.to_string()).collect();
             format!("no {kind} denied to {pids:?} for {reasons:?}; their events are {all:?}")
         })
+    }
+
+    /// A holder is still held to its destinations.
+    pub fn holds_to_account(&mut self) -> Result<()> {
+        let steps = [
+            (READ, Expect::Allowed),
+            (SEND, Expect::Refused("outside-destination")),
+        ];
+        self.scene.check(&entitled(), &steps).map(drop)
     }
 
     /// All of these must go well.

@@ -15,16 +15,14 @@ use super::{
         Seen::{Caught, NotCaught},
         hooks_only,
     },
-    stage::{Goal, READ, Stage, Tried, pids, root, standard_bundle},
+    stage::{Goal, HOME, READ, Stage, Tried, pids, root, standard_bundle},
 };
 use crate::{
     bpf,
     cases::entitled,
-    harness::{Bundle, Cgroup, Expect, Outcome, Refused, check, daemon, wait_for},
+    harness::{Bundle, Cgroup, Outcome, check, daemon, wait_for},
 };
 
-const SEND: &str = "tcp 10.20.0.66:9000";
-const HOME: &str = "tcp 10.20.0.2:9000";
 /// The switch that takes all hooks off.
 const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
 /// Where a unit's control files are.
@@ -127,7 +125,7 @@ pub const ATTACKS: &[Attack] = &[
         |s| {
             s.alone()?;
             s.standard()?;
-            holds_to_account(s)?;
+            s.holds_to_account()?;
             let elsewhere = Cgroup::unit("elsewhere.service")?;
             let _twin = bpf::rewrite_connects(elsewhere.directory(), [127, 0, 0, 1])?;
             let root = Path::new("/sys/fs/cgroup");
@@ -136,7 +134,7 @@ pub const ATTACKS: &[Attack] = &[
                 // The twin, and no other.
                 ensure!(detached == 1, "{detached} links and programs were detached");
                 told(s)?;
-                return holds_to_account(s);
+                return s.holds_to_account();
             }
             ensure!(detached > 1, "only {detached} were; better than expected?");
             let result = becomes(s, "degraded");
@@ -179,7 +177,7 @@ pub const ATTACKS: &[Attack] = &[
                 ] {
                     tampers(s, &step)?;
                 }
-                holds_to_account(s)?;
+                s.holds_to_account()?;
             }
             Ok(())
         },
@@ -358,15 +356,6 @@ fn stopped(s: &mut Stage<'_>, group: &Cgroup, other: &Cgroup) -> Result<()> {
     }
     ensure!(s.scene.daemon()?.is_alive(), "the daemon has gone");
     Ok(())
-}
-
-/// A holder is still held to its destinations.
-fn holds_to_account(s: &mut Stage<'_>) -> Result<()> {
-    let steps = [
-        (READ, Expect::Allowed),
-        (SEND, Refused("outside-destination")),
-    ];
-    s.scene.check(&entitled(), &steps).map(drop)
 }
 
 /// There is an event of what this process did to the enforcer.
