@@ -27,6 +27,8 @@ pub struct Ask {
     pub uid: Option<u32>,
     /// cgroup path from the cgroup root.
     pub cgroup: Option<String>,
+    /// A container, instead of that: `NAMESPACE/POD/CONTAINER`, `NAMESPACE/POD`, or the name of one of no pod.
+    pub container: Option<String>,
     /// Paths of programs that it descends from.
     pub ancestors: Vec<PathBuf>,
     /// Whether it is interactive.
@@ -64,10 +66,13 @@ pub fn question(ask: &Ask, engine: &mut Engine) -> Result<Question, String> {
             let executable = executable
                 .transpose()
                 .map_err(|error| crate::chain(&error))?;
-            let cgroup = ask.cgroup.as_deref().unwrap_or("/");
+            let cgroup = match &ask.container {
+                Some(name) => engine.cgroup_of_container(name)?,
+                None => ask.cgroup.clone().unwrap_or_else(|| "/".to_owned()),
+            };
             Task {
                 executable: executable.unwrap_or_default(),
-                identity: engine.identity_of(cgroup, &ask.ancestors, ask.interactive),
+                identity: engine.identity_of(&cgroup, &ask.ancestors, ask.interactive),
                 uid: Uid(ask.uid.unwrap_or(0)),
                 tgid: Tgid(1),
                 start: BootNs(1),

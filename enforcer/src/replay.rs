@@ -1,8 +1,9 @@
 //! What another bundle would have said to uses that have been recorded: the same decision, over tables in this process.
 //!
 //! A record says less than the kernel saw. Programs are told apart by their paths (a digest in the bundle counts as
-//! fitting), cgroups by the path that a record has, or else by the workload it names; ancestors and interactivity are that
-//! workload's; names have the addresses that records say; and who holds what follows from the reads before.
+//! fitting), cgroups by the path that a record has, or else by the workload it names; containers are what records say, of
+//! their images one name and one digest; ancestors and interactivity are that workload's; names have the addresses that
+//! records say; and who holds what follows from the reads before.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -20,7 +21,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, Match};
-use crate::compile::{Clock, CompileError, Facts, HostTables, Numbering, Policy, compile};
+use crate::compile::{
+    Clock, CompileError, Container, Facts, HostTables, Numbering, PodOfContainer, Policy, compile,
+};
+use crate::record::model::Instance;
 
 /// As much of a record of a use as matters here; others fail to parse, or have another kind.
 #[derive(Clone, Debug, Deserialize)]
@@ -36,7 +40,7 @@ pub struct Recorded {
     workload: Option<String>,
     process: RecordedProcess,
     destination: Option<RecordedDestination>,
-    instance: Option<RecordedInstance>,
+    instance: Option<Instance>,
     /// Of a summary.
     #[serde(default = "one")]
     count: u64,
@@ -59,13 +63,6 @@ struct RecordedProcess {
     exe: String,
     #[serde(default)]
     cgroup: u64,
-}
-
-/// What it ran in.
-#[derive(Clone, Debug, Deserialize)]
-struct RecordedInstance {
-    /// Its path from the cgroup root.
-    cgroup: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -273,7 +270,7 @@ fn facts(bundle: &Bundle, records: &[Recorded], programs: &mut Programs) -> Fact
         users: crate::node::users::users(),
         homes: Vec::new(),
         pods: None,
-        containers: Default::default(),
+        containers: records.iter().filter_map(container).collect(),
         labels: Default::default(),
         hosts: (hosts.into_iter())
             .map(|(host, addresses)| (host, addresses.into_iter().collect()))
@@ -312,13 +309,45 @@ fn identity(bundle: &Bundle, policy: &Policy, record: &Recorded) -> IdentityId {
     let mut workloads = bundle.workloads.iter();
     let workload = workloads.find(|it| Some(&it.id) == record.workload.as_ref());
     let selectors = workload.map(|it| &it.selectors);
-    let recorded = record.instance.as_ref().and_then(|it| it.cgroup.clone());
+    let recorded = record.instance.as_ref().map(|it| it.cgroup.clone());
     let path = recorded.or_else(|| selectors.and_then(named));
     let ancestor = selectors.and_then(|it| it.ancestor.as_ref());
     let ancestors: Vec<PathBuf> = ancestor.map(|it| it.path.clone()).into_iter().collect();
     let interactive = selectors.and_then(|it| it.interactive).unwrap_or_default();
-    let cgroup = path.map_or(IdentityId(0), |path| policy.identity_of(&path));
-    policy.with_origin(cgroup, policy.origin(&ancestors, interactive))
+    let contained = container(record);
+    let contained = contained.and_then(|(path, it)| policy.identity_of_container(&path, &it));
+    let cgroup = contained.or_else(|| path.map(|path| policy.identity_of(&path)));
+    policy.with_origin(
+        cgroup.unwrap_or_default(),
+        policy.origin(&ancestors, interactive),
+    )
+}
+
+/// The container that it was in, as far as the record says, with the path of its cgroup.
+fn container(record: &Recorded) -> Option<(String, Container)> {
+    let instance = record.instance.as_ref()?;
+    let it = instance.container.as_ref()?;
+    let image = it.image.as_deref().unwrap_or_default();
+    let (name, digest) = match image.split_once('@') {
+        Some((name, digest)) => (name, Some(digest.to_owned())),
+        None => (image, None),
+    };
+    let pod = instance.pod.as_ref().map(|pod| PodOfContainer {
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        labels: pod.labels.clone(),
+        service_account: pod.service_account.clone(),
+    });
+    let container = Container {
+        id: it.id.clone(),
+        name: it.name.clone().unwrap_or_default(),
+        labels: it.labels.clone(),
+        images: BTreeSet::from([name.to_owned(), image.to_owned()]),
+        digests: digest.into_iter().collect(),
+        pod,
+    };
+    Some((instance.cgroup.clone(), container))
 }
 
 fn destination(to: &RecordedDestination) -> Destination {

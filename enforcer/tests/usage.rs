@@ -1,12 +1,16 @@
 //! What follows from a ledger: findings, a recommendation, a replay.
 
+#[path = "usage/pods.rs"]
+mod pods;
+
 use std::collections::BTreeMap;
 
 use enforcer::bundle::{Bundle, Parts, load_parts, parse};
 use enforcer::replay::{Recorded, replay};
 use enforcer::usage::findings::{Facts, Finding, Kind};
 use enforcer::usage::{
-    Destination, Ledger, Place, Row, Seen, Thresholds, document, findings, recommend, summary,
+    Destination, Ledger, OfPod, Place, Row, Seen, Thresholds, document, findings, recommend,
+    summary,
 };
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -497,7 +501,22 @@ fn any_row() -> impl Strategy<Value = Row> {
         Just(Place::Unit("web.service".to_owned())),
         Just(Place::Nowhere),
         Just(Place::Session),
-        Just(Place::Container)
+        Just(Place::Container),
+        "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,70}".prop_map(Place::Named),
+        (
+            "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?",
+            "[a-z]{1,9}",
+            any::<bool>()
+        )
+            .prop_map(|(namespace, container, labelled)| {
+                let label = ("app".to_owned(), container.clone());
+                Place::Pod(OfPod {
+                    namespace,
+                    service_account: labelled.then(|| container.clone()),
+                    labels: labelled.then_some(label).into_iter().collect(),
+                    container,
+                })
+            }),
     ];
     let host = prop_oneof![Just(None), Just(Some("api.example.com".to_owned()))];
     let to = (any::<std::net::IpAddr>(), any::<u16>(), host).prop_map(|(address, port, host)| {

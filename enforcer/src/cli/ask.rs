@@ -36,7 +36,7 @@ pub struct StatusArgs {
 #[derive(clap::Args)]
 pub struct ExplainArgs {
     /// A running process
-    #[arg(long, conflicts_with_all = ["executable", "user", "cgroup", "ancestor", "interactive"], required_unless_present_any = ["executable", "cgroup", "ancestor"])]
+    #[arg(long, conflicts_with_all = ["executable", "user", "cgroup", "container", "ancestor", "interactive"], required_unless_present_any = ["executable", "cgroup", "container", "ancestor"])]
     pid: Option<u32>,
     /// Path of an executable
     #[arg(long)]
@@ -47,6 +47,9 @@ pub struct ExplainArgs {
     /// cgroup path from the cgroup root, like /system.slice/backup.service
     #[arg(long)]
     cgroup: Option<String>,
+    /// A running container: NAMESPACE/POD/CONTAINER, NAMESPACE/POD where that has one, or the name of one of no pod
+    #[arg(long, value_name = "NAME", conflicts_with = "cgroup")]
+    container: Option<String>,
     /// Path of a program that it descends from; may be given several times
     #[arg(long)]
     ancestor: Vec<PathBuf>,
@@ -115,6 +118,7 @@ impl ExplainArgs {
                     executable: self.executable.map(text).unwrap_or_default(),
                     uid,
                     cgroup: self.cgroup.unwrap_or_default(),
+                    container: self.container.unwrap_or_default(),
                     ancestors: self.ancestor.into_iter().map(text).collect(),
                     interactive: self.interactive,
                 }),

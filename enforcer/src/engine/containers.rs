@@ -200,6 +200,29 @@ impl Containers {
         self.known.get(&place_of(path)?.path)
     }
 
+    /// The path of the cgroup of the one container that `name` means.
+    fn named(&self, name: &str) -> Result<&str, String> {
+        let means = |container: &Container| match &container.pod {
+            Some(pod) => {
+                let pod = format!("{}/{}", pod.namespace, pod.name);
+                name == pod || name == format!("{pod}/{}", container.name)
+            }
+            None => name == container.name,
+        };
+        let mut found = self.known.iter().filter(|(_, it)| means(it));
+        match (found.next(), found.next()) {
+            (Some((path, _)), None) => Ok(path),
+            (Some((_, one)), Some((_, other))) => Err(format!(
+                "`{name}` has several containers, as {} and {}: add `/` and the name of one",
+                one.name, other.name
+            )),
+            (None, _) => Err(format!(
+                "no running container `{name}`: expected NAMESPACE/POD/CONTAINER, NAMESPACE/POD, or the name of one of no pod; {} are known",
+                self.known.len()
+            )),
+        }
+    }
+
     /// What the cgroup at `path` means to a bundle, and whether that is known.
     pub(super) fn meaning(&self, policy: &Policy, path: &str) -> IdentityId {
         let plain = || policy.identity_of(path);
@@ -329,6 +352,11 @@ impl Engine {
             maps.put("CGROUPS", id, cgroup)?;
         }
         Ok(())
+    }
+
+    /// The path of the cgroup of a container, by the name that people give it.
+    pub fn cgroup_of_container(&self, name: &str) -> Result<String, String> {
+        self.containers.named(name).map(str::to_owned)
     }
 
     /// Where a process in this cgroup belongs, if that is still known.

@@ -242,7 +242,7 @@ impl Engine {
     /// What it is for people. One that has ended was no session: those outlive what is done in them.
     fn place(&self, id: CgroupId) -> Place {
         match self.instance(id) {
-            Some(instance) => Place::of(&instance.cgroup),
+            Some(instance) => Place::of(&instance),
             None if id == CgroupId(0) => Place::Nowhere,
             None => Place::Container,
         }

@@ -12,6 +12,7 @@ use enforcer_common::ids::CgroupId;
 use enforcer_common::instance::{classify_name, user_of_name};
 use enforcer_common::tables::Cgroup;
 
+use crate::bundle::Labels;
 use crate::compile::Container;
 use crate::kernel::at_root;
 use crate::record::model::{self, Instance};
@@ -197,7 +198,9 @@ pub fn in_container(path: &str, container: &Container) -> Instance {
         name: pod.name.clone(),
         uid: pod.uid.clone(),
         service_account: pod.service_account.clone(),
+        labels: pod.labels.clone(),
     });
+    let of_no_pod = pod.is_none();
     let image = container.images.first().map(|name| {
         let digest = container.digests.first();
         let named = digest.filter(|_| !name.contains('@'));
@@ -211,6 +214,10 @@ pub fn in_container(path: &str, container: &Container) -> Instance {
             id: container.id.clone(),
             name: Some(container.name.clone()).filter(|name| !name.is_empty()),
             image,
+            labels: match of_no_pod {
+                true => container.labels.clone(),
+                false => Labels::new(),
+            },
         }),
     }
 }

@@ -1,6 +1,7 @@
 //! What a record is: the names of its fields are those of the JSON that everybody gets.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -213,6 +214,9 @@ pub struct Pod {
     /// Its service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A container.
@@ -226,6 +230,9 @@ pub struct Container {
     /// Its image, with the digest if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// Its labels, if it is of no pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A kind of socket, by the kernel's numbers.

@@ -262,6 +262,7 @@ fn ask(request: ExplainRequest) -> Result<Ask, String> {
         executable: None,
         uid: None,
         cgroup: None,
+        container: None,
         ancestors: Vec::new(),
         interactive: false,
         credential: request.credential,
@@ -287,6 +288,7 @@ fn ask(request: ExplainRequest) -> Result<Ask, String> {
             ask.executable = some(someone.executable).map(PathBuf::from);
             ask.uid = someone.uid;
             ask.cgroup = some(someone.cgroup);
+            ask.container = some(someone.container);
             ask.ancestors = someone.ancestors.into_iter().map(PathBuf::from).collect();
             ask.interactive = someone.interactive;
         }

@@ -2,6 +2,7 @@
 //!
 //! One JSON file, replaced as a whole. It keeps what was seen over restarts and reboots; nothing is decided by it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -11,6 +12,8 @@ use enforcer_common::instance::classify_name;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+
+use crate::record::model::Instance;
 
 /// Different uses that are kept. A node with more than that sees some of them not at all, and says so
 /// ([`Coverage::unkept`]).
@@ -56,16 +59,63 @@ pub enum Place {
     Unit(String),
     /// A login session: somebody's own hands.
     Session,
-    /// A container, or another scope.
+    /// A container of a pod.
+    Pod(OfPod),
+    /// A container of no pod, by its name.
+    Named(String),
+    /// A container of which nothing is known, or another scope.
     Container,
     /// None of these.
     Nowhere,
 }
 
+/// A container as all pods of its kind have it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OfPod {
+    /// The namespace.
+    pub namespace: String,
+    /// The pod's service account, if it is known.
+    pub service_account: Option<String>,
+    /// Of the pod's labels those that say what it is ([`KIND_LABELS`]).
+    pub labels: BTreeMap<String, String>,
+    /// The container's name.
+    pub container: String,
+}
+
+/// Labels that are the same for all pods of a kind, by Kubernetes' conventions.
+const KIND_LABELS: [&str; 4] = [
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/component",
+    "app",
+    "k8s-app",
+];
+
 impl Place {
-    /// Of a cgroup's path.
+    /// Of what is known of a cgroup.
     #[must_use]
-    pub fn of(path: &str) -> Self {
+    pub fn of(instance: &Instance) -> Self {
+        let name = instance.container.as_ref().and_then(|it| it.name.clone());
+        match (&instance.pod, name) {
+            (Some(pod), Some(container)) if !pod.namespace.is_empty() => {
+                let is_of_kind =
+                    |(name, _): &(&String, &String)| KIND_LABELS.contains(&name.as_str());
+                let labels = pod.labels.iter().filter(is_of_kind);
+                Self::Pod(OfPod {
+                    namespace: pod.namespace.clone(),
+                    service_account: pod.service_account.clone(),
+                    labels: labels
+                        .map(|(name, value)| (name.clone(), value.clone()))
+                        .collect(),
+                    container,
+                })
+            }
+            (None, Some(name)) => Self::Named(name),
+            _ => Self::of_path(&instance.cgroup),
+        }
+    }
+
+    fn of_path(path: &str) -> Self {
         let mut names = path.split('/');
         let instance = names.find(|name| classify_name(name.as_bytes()).is_instance());
         match instance {
@@ -78,12 +128,17 @@ impl Place {
 
     /// For people.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> Cow<'_, str> {
         match self {
-            Self::Unit(name) => name,
-            Self::Session => "login session",
-            Self::Container => "container",
-            Self::Nowhere => "no unit",
+            Self::Unit(name) => name.into(),
+            Self::Session => "login session".into(),
+            Self::Pod(it) => match it.labels.values().next() {
+                Some(kind) => format!("{}/{kind}/{}", it.namespace, it.container).into(),
+                None => format!("{}/{}", it.namespace, it.container).into(),
+            },
+            Self::Named(name) => format!("container {name}").into(),
+            Self::Container => "container".into(),
+            Self::Nowhere => "no unit".into(),
         }
     }
 }
@@ -429,7 +484,28 @@ pub(super) mod tests {
             ("/system.slice/docker-0a1b.scope", Place::Container),
             ("/", Place::Nowhere),
         ] {
-            assert_eq!(Place::of(path), place, "{path}");
+            let instance = Instance {
+                cgroup: path.to_owned(),
+                ..Instance::default()
+            };
+            assert_eq!(Place::of(&instance), place, "{path}");
         }
+    }
+
+    #[test]
+    fn pods_of_a_kind_are_one_place() {
+        let place = |pod: &str, hash: &str| {
+            let told = serde_json::json!({
+                "cgroup": format!("/kubepods.slice/{pod}/cri-containerd-{hash}.scope"),
+                "pod": {
+                    "namespace": "shop", "name": pod, "uid": hash, "serviceAccount": "billing",
+                    "labels": {"app": "billing", "pod-template-hash": hash},
+                },
+                "container": {"id": hash, "name": "main", "image": "shop/billing:3"},
+            });
+            Place::of(&serde_json::from_value(told).expect("an instance"))
+        };
+        assert_eq!(place("billing-1", "0a"), place("billing-2", "0b"));
+        assert_eq!(place("billing-1", "0a").name(), "shop/billing/main");
     }
 }

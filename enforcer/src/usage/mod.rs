@@ -8,6 +8,6 @@ pub mod recommend;
 pub mod summary;
 
 pub use findings::{Findings, Thresholds, findings};
-pub use ledger::{Coverage, Destination, Gap, Ledger, Place, Row, Seen};
+pub use ledger::{Coverage, Destination, Gap, Ledger, OfPod, Place, Row, Seen};
 pub use recommend::recommend;
 pub use summary::{Summary, summary};

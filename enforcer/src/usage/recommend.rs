@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::document;
 use super::findings::covers;
-use super::ledger::{Destination, Ledger, Place, Row};
+use super::ledger::{Destination, Ledger, OfPod, Place, Row};
 use crate::bundle::{Bundle, Change, Entitlement, Kind, MAX_GRANTS, MAX_PORT_RANGES};
 
 /// What to have besides what there is.
@@ -38,6 +38,10 @@ enum Who<'a> {
     InUnit(&'a str, &'a str),
     /// A program of a user.
     OfUser(&'a str, u32),
+    /// A container of pods of a kind.
+    OfPod(&'a OfPod),
+    /// A container of no pod, by its name.
+    Container(&'a str),
 }
 
 /// What the bundle would have to say, so that everything that was only monitored is allowed.
@@ -118,16 +122,20 @@ fn who<'a>(bundle: &'a Bundle, row: &'a Row) -> Result<Who<'a>, &'static str> {
     if let Some(workload) = listed.find(|it| Some(&it.id) == row.workload.as_ref()) {
         return Ok(Who::Listed(&workload.id));
     }
-    if !is_path(&row.executable) {
-        return Err("the program's path is not known, or it has been replaced since");
-    }
     match &row.place {
+        Place::Pod(pod) => return Ok(Who::OfPod(pod)),
+        Place::Named(name) => return Ok(Who::Container(name)),
+        Place::Container => {
+            return Err("it was in a container, and nothing said what that is");
+        }
+        Place::Session => {
+            return Err("it was in a login session; who may do this by hand is for you to say");
+        }
+        Place::Unit(_) | Place::Nowhere if !is_path(&row.executable) => {
+            return Err("the program's path is not known, or it has been replaced since");
+        }
         Place::Unit(unit) => Ok(Who::InUnit(unit, &row.executable)),
         Place::Nowhere => Ok(Who::OfUser(&row.executable, row.uid)),
-        Place::Session => {
-            Err("it was in a login session; who may do this by hand is for you to say")
-        }
-        Place::Container => Err("it was in a container; select that by what makes it what it is"),
     }
 }
 
@@ -236,6 +244,24 @@ impl Names {
                 format!("{}-{uid}", program(path)),
                 json!({"executable": {"path": path}, "user": uid}),
             ),
+            Who::OfPod(pod) => {
+                let kind = pod.labels.values().next().unwrap_or(&pod.container);
+                let mut selectors = Map::new();
+                selectors.insert("namespace".to_owned(), json!(pod.namespace));
+                if let Some(account) = &pod.service_account {
+                    selectors.insert("serviceAccount".to_owned(), json!(account));
+                }
+                if !pod.labels.is_empty() {
+                    selectors.insert("podLabels".to_owned(), json!(pod.labels));
+                }
+                selectors.insert("container".to_owned(), json!(pod.container));
+                let name = match *kind == pod.container {
+                    true => format!("{}-{kind}", pod.namespace),
+                    false => format!("{}-{kind}-{}", pod.namespace, pod.container),
+                };
+                (name, json!({"kubernetes": selectors}))
+            }
+            Who::Container(name) => ((*name).to_owned(), json!({"container": {"name": name}})),
         };
         let id = self.free(&name);
         let item = json!({"id": id, "match": selectors});

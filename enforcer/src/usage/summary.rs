@@ -129,7 +129,7 @@ impl<'a> Sum<'a> {
             workload: workload.map(str::to_owned),
             executable: executable.to_owned(),
             uid,
-            place: place.name().to_owned(),
+            place: place.name().into_owned(),
             verdict,
             seen,
         };
