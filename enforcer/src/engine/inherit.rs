@@ -23,38 +23,44 @@ pub(super) struct Inheritance {
     pub generation: Generation,
     /// Whether that lets holders reach nothing, because a gate did not hold.
     pub degraded: bool,
-    /// Programs and tables of a daemon of another build, who enforce until this one has a bundle in force.
-    pub left: Option<Set>,
+    /// Programs and tables of daemons of other builds, who enforce until this one has a bundle in force.
+    pub left: Vec<Set>,
 }
 
 impl Inheritance {
     /// Looks at what the programs that were taken over have, or at what those left that were not.
     pub fn find(loaded: &mut Loaded) -> Result<Self, Error> {
-        let mut found = Self::default();
+        let mut found = Self {
+            left: loaded.left()?,
+            ..Self::default()
+        };
         if loaded.taken_over() {
             found.numbers.resume(&mut loaded.ebpf)?;
             let mut maps = Maps(&mut loaded.ebpf);
             found.generation = maps.at("GENERATION", 0)?;
             let bundle: tables::Bundle = maps.at("BUNDLES", found.generation.0 & 1)?;
             found.degraded = bundle.degraded != 0;
-        } else if let Some(left) = loaded.left()?.into_iter().next() {
-            match legacy::governed(&left) {
+        } else if let Some(left) = found.left.last() {
+            // It went on from where those before it were.
+            match legacy::governed(left) {
                 Ok(governed) => Maps(&mut loaded.ebpf).set("GOVERNED", 0, governed)?,
                 Err(error) => tracing::warn!(
                     "it is not known what of governance was in force before this daemon: an older copy of its files would count: {}",
                     crate::chain(&error)
                 ),
             }
-            match legacy::credentials(&left).and_then(|it| Ok((it, legacy::slots(&left)?))) {
+            match legacy::credentials(left).and_then(|it| Ok((it, legacy::slots(left)?))) {
                 Ok((credentials, slots)) => {
                     let numbering = &mut found.numbers.numbering;
                     numbering.resume(credentials, [0; NUMBERED]);
                     for (own, slot) in numbering.slots().all().iter_mut().zip(slots) {
                         *own = slot;
                     }
-                    found.left = Some(left);
                 }
-                Err(error) => not_known(&error),
+                Err(error) => {
+                    not_known(&error);
+                    found.left.clear();
+                }
             }
         }
         Ok(found)
@@ -72,7 +78,7 @@ impl Engine {
 
     /// This daemon's bundle is in force: what daemons of other builds left is not needed any more.
     pub(super) fn succeed(&mut self) {
-        if let Some(left) = self.left.take() {
+        for left in std::mem::take(&mut self.left) {
             match copy(&left, &mut self.loaded.ebpf) {
                 Ok((count, lost)) => self.log.write(
                     "taken-over",

@@ -147,8 +147,8 @@ pub struct Engine {
     /// What stands in for a bundle where one is required.
     known: Option<Arc<Bundle>>,
     generation: Generation,
-    /// What a daemon of another build left, as long as there is no bundle in force.
-    left: Option<Set>,
+    /// What daemons of other builds left, as long as there is no bundle in force.
+    left: Vec<Set>,
     /// The daemon's own.
     executable: PathBuf,
     refused: Option<String>,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::Pod;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
-use enforcer_common::ids::{CredentialId, NameDigest, Tgid};
+use enforcer_common::ids::{CredentialId, Generation, NameDigest, Tgid};
 use enforcer_common::tables::{AncestorSlot, Governed, Holder, HolderKey, Origin};
 
 use super::holders::Holders;
@@ -59,6 +59,12 @@ pub fn holders(set: &Set, holders: &mut Holders) -> Result<(usize, usize), Error
 /// What its slots of ancestors stand for; all free if it is of a build that has none.
 pub fn slots(set: &Set) -> Result<Vec<AncestorSlot>, Error> {
     array(set, "ANCESTOR_SLOTS")
+}
+
+/// The generation in force; 0 if no bundle ever was.
+pub fn generation(set: &Set) -> Result<Generation, Error> {
+    let generations = array(set, "GENERATION")?;
+    Ok(generations.first().copied().unwrap_or_default())
 }
 
 /// What it noted of governance; nothing if it is of a build that notes nothing.

@@ -128,11 +128,13 @@ impl Pins {
         Ok(Set(path))
     }
 
-    /// Every set.
+    /// Every set, the oldest first.
     pub fn sets(&self) -> Result<Vec<Set>, Error> {
         let names = names_in(&self.directory)?;
         let sets = names.into_iter().map(|name| Set(self.directory.join(name)));
-        Ok(sets.collect())
+        let mut sets: Vec<Set> = sets.collect();
+        sets.sort_by_key(Set::made);
+        Ok(sets)
     }
 }
 
@@ -173,6 +175,13 @@ impl Set {
     fn rest_after(&self, prefix: &str) -> Option<&str> {
         let name = self.0.file_name()?.to_str()?;
         name.strip_prefix(prefix)?.strip_prefix('-')
+    }
+
+    /// When it was made, by the boot-time clock; 0 if its name does not say.
+    fn made(&self) -> u64 {
+        let name = self.0.file_name().and_then(|name| name.to_str());
+        let time = name.and_then(|name| name.rsplit('-').next());
+        time.and_then(|time| time.parse().ok()).unwrap_or(0)
     }
 
     /// Its directory.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 
 use aya::Btf;
 use enforcer_bundle::Digest;
-use enforcer_common::ids::Tgid;
+use enforcer_common::ids::{Generation, Tgid};
 
 use super::at_root::Root;
 use super::capture::capture;
@@ -38,7 +38,7 @@ impl Loaded {
         self.pinned.as_ref().is_some_and(|it| it.taken_over)
     }
 
-    /// What earlier daemons left that was not taken over.
+    /// What earlier daemons left that was not taken over, the oldest first.
     pub fn left(&self) -> Result<Vec<Set>, pins::Error> {
         let Some(pinned) = &self.pinned else {
             return Ok(Vec::new());
@@ -213,9 +213,15 @@ fn take_over(
     Ok(None)
 }
 
-/// Takes away what a daemon left that died while it began.
+/// Takes away what a daemon left that died while it began, or beside the programs of others before it had a bundle in
+/// force: those enforce, and know who holds what.
 fn remove_unfinished(pins: &Pins) -> Result<(), Error> {
-    for set in pins.sets()?.into_iter().filter(Set::is_unfinished) {
+    let sets = pins.sets()?;
+    let others = sets.len() > 1;
+    for set in sets {
+        if !set.is_unfinished() && !(others && legacy::generation(&set)? == Generation(0)) {
+            continue;
+        }
         let gone = set.map_ids()?;
         Root::open()?
             .sweep(|it| !it.uses(&gone))

@@ -7,19 +7,21 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Scene, cases, entitled, other, standard};
 use crate::harness::{
     Allowed, Bundle, Daemon, Refused, Running, check,
-    daemon::{clean_up, enforcer, status},
-    write,
+    daemon::{BUNDLE, clean_up, enforcer, status},
+    wait_for, write,
 };
 
 cases![
     next_daemon_takes_over,
     without_a_good_bundle,
     next_daemon_of_another_build,
+    one_of_another_build_that_had_no_bundle,
     cleanup_only_without_a_daemon,
 ];
 
 /// Other sizes are another build.
 pub(super) const ANOTHER_BUILD: &[&str] = &["--holders", "4096"];
+const YET_ANOTHER_BUILD: &[&str] = &["--holders", "8192"];
 const KEY: &str = "read /srv/t/key";
 const HOME: &str = "tcp 10.20.0.2:9000";
 const ABROAD: &str = "tcp 10.20.0.66:9000";
@@ -148,6 +150,29 @@ fn next_daemon_of_another_build(scene: &mut Scene) -> Result<()> {
     ensure!(now["takenOver"] == false, "the status is {now}");
     let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
     ensure!(sets == 1, "there are {sets} sets of pins");
+    is_still_held(holder)?;
+    crowd.agrees()
+}
+
+fn one_of_another_build_that_had_no_bundle(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    let holder = holder()?;
+    let crowd = Crowd::gather()?;
+    scene.daemon.take().context("no daemon")?.hand_over()?;
+    write(BUNDLE, "kind: Nonsense\n")?;
+    let without = Daemon::spawn(&[&["--bundle", BUNDLE], YET_ANOTHER_BUILD].concat())?;
+    let now = wait_for("the refusal of its bundle", || {
+        status().ok().filter(|it| !it["refused"].is_null())
+    })?;
+    ensure!(
+        now["takenOver"] == false && now["bundle"].is_null(),
+        "the status is {now}"
+    );
+    let sets = || -> Result<usize> { Ok(fs::read_dir("/sys/fs/bpf/enforcer")?.count()) };
+    ensure!(sets()? == 2, "there are {} sets of pins", sets()?);
+    without.kill()?;
+    scene.daemon = Some(Daemon::start(&renumbered()?, YET_ANOTHER_BUILD)?);
+    ensure!(sets()? == 1, "there are {} sets of pins", sets()?);
     is_still_held(holder)?;
     crowd.agrees()
 }
