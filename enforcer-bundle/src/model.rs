@@ -343,6 +343,12 @@ pub struct Match {
 }
 
 impl Match {
+    /// Whether a container is asked for: then the executable's path is one in that.
+    #[must_use]
+    pub fn is_about_containers(&self) -> bool {
+        self.kubernetes.is_some() || self.container.is_some()
+    }
+
     /// Whether it selects by something that is an identity.
     #[must_use]
     pub fn is_identity(&self) -> bool {

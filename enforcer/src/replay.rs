@@ -20,9 +20,10 @@ use enforcer_common::verdict::{Mode, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Bundle, Match};
+use crate::bundle::{Bundle, Executable, Match};
 use crate::compile::{
-    Clock, CompileError, Container, Facts, HostTables, Numbering, PodOfContainer, Policy, compile,
+    Clock, CompileError, Contained, Container, Facts, HostTables, Numbering, PodOfContainer,
+    Policy, compile,
 };
 use crate::record::model::Instance;
 
@@ -254,9 +255,16 @@ impl Programs {
 }
 
 fn facts(bundle: &Bundle, records: &[Recorded], programs: &mut Programs) -> Facts {
+    let mut keys = |it: &Executable| vec![programs.key(&it.path)];
+    let contained: BTreeMap<_, _> = (bundle.selectors().filter_map(Contained::of))
+        .map(|it| {
+            let keys = keys(&it.program);
+            (it, keys)
+        })
+        .collect();
     let selected = bundle.selectors();
     let selected = selected.flat_map(|it| it.executable.iter().chain(&it.ancestor));
-    let executables = selected.map(|it| (it.clone(), vec![programs.key(&it.path)]));
+    let executables = selected.map(|it| (it.clone(), keys(it)));
     let mut hosts: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
     for to in records.iter().filter_map(|it| it.destination.as_ref()) {
         if let Some(host) = &to.host {
@@ -267,6 +275,7 @@ fn facts(bundle: &Bundle, records: &[Recorded], programs: &mut Programs) -> Fact
     Facts {
         forwarding: false,
         executables: executables.collect(),
+        contained,
         users: crate::node::users::users(),
         homes: Vec::new(),
         pods: None,

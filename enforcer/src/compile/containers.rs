@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::bundle::{self, Labels};
+use crate::bundle::{self, Labels, Match};
 
 /// A container, as its runtime and Kubernetes know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,14 @@ pub struct PodOfContainer {
 }
 
 impl Container {
+    /// Whether it is what `selectors` ask for of containers, and they do. The node's labels are not looked at.
+    #[must_use]
+    pub fn is_meant_by(&self, selectors: &Match) -> bool {
+        selectors.is_about_containers()
+            && selectors.kubernetes.iter().all(|it| self.is_in_pod(it))
+            && selectors.container.iter().all(|it| self.is(it))
+    }
+
     /// Whether a pod's container is what a selector asks for. The node's labels are not looked at.
     pub(super) fn is_in_pod(&self, wanted: &bundle::Kubernetes) -> bool {
         self.pod.as_ref().is_some_and(|pod| {

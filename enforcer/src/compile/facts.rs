@@ -18,6 +18,8 @@ pub struct Facts {
     /// The keys under which the kernel knows a program of this path and content; several on overlayfs. Missing or
     /// empty if there is no such program or its digest is another.
     pub executables: BTreeMap<bundle::Executable, Vec<ExecutableKey>>,
+    /// The same of programs in containers, by what selects those.
+    pub contained: BTreeMap<Contained, Vec<ExecutableKey>>,
     /// The uid of each user name that exists.
     pub users: BTreeMap<String, Uid>,
     /// The home directories, as beginnings of patterns: see [`home_patterns`](bundle::home_patterns).
@@ -34,14 +36,38 @@ pub struct Facts {
     pub clock: Clock,
 }
 
+/// A program in certain containers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Contained {
+    /// Its path there.
+    pub program: bundle::Executable,
+    kubernetes: Option<bundle::Kubernetes>,
+    container: Option<bundle::Container>,
+}
+
+impl Contained {
+    /// What a workload asks for; `None` if its program, if any, is on the host.
+    #[must_use]
+    pub fn of(selectors: &bundle::Match) -> Option<Self> {
+        let program = selectors.executable.as_ref();
+        let program = program.filter(|_| selectors.is_about_containers())?;
+        Some(Self {
+            program: program.clone(),
+            kubernetes: selectors.kubernetes.clone(),
+            container: selectors.container.clone(),
+        })
+    }
+}
+
 impl Facts {
-    /// The keys of a program; one of zeroes, which a task without any has too, is none.
+    /// The keys of a program on the host; one of zeroes, which a task without any has too, is none.
     pub(super) fn executable(&self, program: &bundle::Executable) -> Vec<ExecutableKey> {
-        let known = self.executables.get(program).into_iter().flatten();
-        known
-            .copied()
-            .filter(|key| *key != ExecutableKey::default())
-            .collect()
+        real(self.executables.get(program))
+    }
+
+    /// The same of a program in containers.
+    pub(super) fn contained(&self, program: &Contained) -> Vec<ExecutableKey> {
+        real(self.contained.get(program))
     }
 
     pub(super) fn user(&self, user: &bundle::User) -> Option<Uid> {
@@ -50,6 +76,13 @@ impl Facts {
             bundle::User::Name(name) => self.users.get(name).copied(),
         }
     }
+}
+
+fn real(keys: Option<&Vec<ExecutableKey>>) -> Vec<ExecutableKey> {
+    let known = keys.into_iter().flatten().copied();
+    known
+        .filter(|key| *key != ExecutableKey::default())
+        .collect()
 }
 
 /// The two clocks, read at one moment.

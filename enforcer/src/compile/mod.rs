@@ -24,7 +24,7 @@ mod subjects;
 pub use containers::{Container, PodOfContainer};
 pub use difference::changed;
 pub use error::{CompileError, Names};
-pub use facts::{Clock, Facts, Reserved};
+pub use facts::{Clock, Contained, Facts, Reserved};
 pub use host::HostTables;
 pub use numbering::{NUMBERED, Numbering, Slots};
 pub use origins::Relevant;

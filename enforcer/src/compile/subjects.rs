@@ -7,7 +7,7 @@ use enforcer_common::ids::{ExecutableKey, Generation, IdentityId, Uid};
 use enforcer_common::tables::{Subject, SubjectKey};
 
 use super::cgroups::Identities;
-use super::{Facts, Reserved};
+use super::{Contained, Facts, Reserved};
 use crate::bundle::{Bundle, Match};
 
 /// The key of a subject, in whatever generation.
@@ -151,5 +151,9 @@ fn programs(selectors: &Match, facts: &Facts, place: SubjectSelector) -> Vec<Sub
         executable: Some(key),
         ..place
     };
-    facts.executable(program).into_iter().map(with).collect()
+    let keys = match Contained::of(selectors) {
+        Some(contained) => facts.contained(&contained),
+        None => facts.executable(program),
+    };
+    keys.into_iter().map(with).collect()
 }

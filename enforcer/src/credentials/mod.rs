@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::bundle::{CredentialKind, Entry};
 pub use material::{Item, inspect};
 pub use text::text;
-use view::View;
+pub use view::View;
 
 /// How long one root may take: a file system in user space may answer when it likes, or never.
 const TIME_PER_VIEW: Duration = Duration::from_secs(20);

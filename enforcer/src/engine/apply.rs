@@ -108,6 +108,9 @@ impl Engine {
         let facts = Facts {
             forwarding: self.loaded.tier != Tier::Fanotify,
             executables: executables::look(&mut self.loaded.ebpf, &bundle),
+            contained: self
+                .containers
+                .look_at_programs(&mut self.loaded.ebpf, &bundle),
             users: users::users(),
             homes: crate::bundle::home_patterns(&users::homes()),
             pods: self.containers.pods().cloned(),
@@ -176,9 +179,13 @@ impl Engine {
             bundle,
             policy,
             generation: next,
-            executables: facts
-                .executables
-                .into_iter()
+            executables: (facts.executables.into_iter())
+                .chain(
+                    facts
+                        .contained
+                        .into_iter()
+                        .map(|(it, keys)| (it.program, keys)),
+                )
                 .flat_map(|(it, keys)| keys.into_iter().map(move |key| (key, it.path.clone())))
                 .collect(),
             monitored: self.only_monitored,

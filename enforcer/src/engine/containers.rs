@@ -10,6 +10,7 @@ use enforcer_common::tables::{Cgroup, Versioned};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
+use super::programs::Programs;
 use super::{Engine, Error, InForce};
 use crate::bundle::{Credential, Source};
 use crate::compile::{Container, Pods, Policy};
@@ -24,6 +25,8 @@ use crate::record::model::Instance;
 /// How often a runtime is asked of a new container that it does not know yet, and how many times.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASK_TIMES: u32 = 50;
+/// How often it is looked for the root of a new container.
+const ROOT_EVERY: Duration = Duration::from_millis(5);
 
 /// What is to be known of containers, and from whom.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +74,9 @@ enum Said {
 /// The containers of the node.
 pub struct Containers {
     runtimes: Arc<Runtimes>,
-    known: BTreeMap<String, Container>,
+    pub(super) known: BTreeMap<String, Container>,
+    /// Their programs, by the same.
+    pub(super) programs: BTreeMap<String, Programs>,
     /// The paths of their cgroups.
     paths: HashMap<CgroupId, String>,
     /// Those that no runtime knows, by their cgroups' paths, and whether that was told.
@@ -144,6 +149,7 @@ impl Containers {
         let containers = Self {
             runtimes: Arc::new(runtimes),
             known: BTreeMap::new(),
+            programs: BTreeMap::new(),
             paths: HashMap::new(),
             unknown: BTreeMap::new(),
             starting,
@@ -273,6 +279,16 @@ impl Containers {
         });
     }
 
+    /// Has it told again that the container at this place is known, a moment later.
+    fn ask_again(&self, place: Place, container: Container) {
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(ROOT_EVERY).await;
+            let said = Said::Known(container);
+            let _ = answers.send(Answer { place, said });
+        });
+    }
+
     /// For `status`.
     pub(super) fn status(&self) -> Value {
         let programs = self.hold.iter().flat_map(Hold::programs);
@@ -369,6 +385,7 @@ impl Engine {
     pub(super) fn cgroup_removed(&mut self, id: CgroupId) {
         if let Some(path) = self.containers.paths.remove(&id) {
             self.containers.known.remove(&path);
+            self.containers.programs.remove(&path);
             self.containers.unknown.remove(&path);
             self.containers.starting.end(&path);
         }
@@ -400,6 +417,12 @@ impl Engine {
         let path = place.path.clone();
         match said {
             Said::Known(container) => {
+                if let Some(in_force) = &self.in_force
+                    && (self.containers).awaits_root(&in_force.bundle, &path, &container)
+                {
+                    self.containers.ask_again(place, container);
+                    return;
+                }
                 self.containers.failure = None;
                 self.containers.unknown.remove(&path);
                 self.containers.known.insert(path.clone(), container);
@@ -476,9 +499,12 @@ impl Engine {
         if !policy.asks_for_containers() {
             return Ok(());
         }
-        let container = self.containers.known.get(path);
-        if container.is_none_or(|it| policy.identity_of_container(path, it).is_none()) {
-            // The first of its kind: that has to get a number, and everybody who belongs to a workload by it.
+        let is_new = |it: &Container| {
+            policy.identity_of_container(path, it).is_none() || self.asks_for_programs_in(it)
+        };
+        if self.containers.known.get(path).is_none_or(is_new) {
+            // The first of its kind has to get a number, and everybody who belongs to a workload by it; each has programs
+            // of its own.
             self.reapply().await;
             return Ok(());
         }

@@ -9,6 +9,7 @@ mod losses;
 mod marks;
 mod numbers;
 mod origins;
+mod programs;
 mod proof;
 mod status;
 mod swap;

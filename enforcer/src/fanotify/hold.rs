@@ -2,11 +2,14 @@
 //!
 //! A runtime makes a container's cgroup in one run of its program and starts what the container runs in the next, which it
 //! waits for to begin: `create` and `start` of the OCI runtime specification. A mark for FAN_OPEN_EXEC_PERM (since 5.0) on
-//! the program stops that second one before it does anything, and nobody else. When this process ends, the kernel lets
+//! the program stops that second one before it does anything, and nobody who is such a program already. When this process ends, the kernel lets
 //! everyone go on.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -129,7 +132,7 @@ fn follow(group: &Arc<Fanotify>, starting: &Arc<Starting>, limit: Duration) {
         };
         for event in events {
             let these = starting.now(limit);
-            if these.is_empty() {
+            if these.is_empty() || is_of_runtime(&event) {
                 release(group, &event);
                 continue;
             }
@@ -151,6 +154,15 @@ fn follow(group: &Arc<Fanotify>, starting: &Arc<Starting>, limit: Duration) {
             }
         }
     }
+}
+
+/// Whether it is a runtime that starts itself once more, as `runc create` does for the process that sets the container up:
+/// only with that has the container a root.
+fn is_of_runtime(event: &FanotifyEvent) -> bool {
+    let Some(file) = event.fd() else { return false };
+    let of = |path: String| fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+    let is = of(format!("/proc/{}/exe", event.pid()));
+    is.is_some() && is == of(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn release(group: &Fanotify, event: &FanotifyEvent) {

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd as _;
+use std::path::Path;
 
 use aya::Ebpf;
 use enforcer_common::ids::ExecutableKey;
 use sha2::{Digest, Sha256};
 
-use crate::bundle::{Bundle, Executable};
+use nix::fcntl::OFlag;
+
+use crate::bundle::{Bundle, Executable, Match};
+use crate::credentials::View;
 use crate::kernel::capture::capture;
 
 /// How often a file that changes while it is read is read again.
@@ -18,25 +22,46 @@ const TRIES: u32 = 3;
 /// The keys of each executable selector; an empty list where there is no such file, or another content.
 pub type Executables = BTreeMap<Executable, Vec<ExecutableKey>>;
 
-/// Every executable that the bundle selects by.
+/// Every executable of the host that the bundle selects by.
 pub fn selected(bundle: &Bundle) -> BTreeSet<Executable> {
-    let selectors = bundle.selectors();
-    let selected = selectors.flat_map(|it| it.executable.iter().chain(&it.ancestor));
-    selected.cloned().collect()
+    let on_host = |it: &&Match| !it.is_about_containers();
+    let programs = bundle.selectors().filter(on_host);
+    let programs = programs.filter_map(|it| it.executable.as_ref());
+    let ancestors = bundle.selectors().filter_map(|it| it.ancestor.as_ref());
+    programs.chain(ancestors).cloned().collect()
 }
 
 /// Looks at every selected executable as it is now.
 pub fn look(ebpf: &mut Ebpf, bundle: &Bundle) -> Executables {
     let look = |program: Executable| {
-        let keys = (0..TRIES).find_map(|_| key_of(ebpf, &program));
-        (program, keys.unwrap_or_default())
+        let keys = at(ebpf, &program, &program.path);
+        (program, keys)
     };
     selected(bundle).into_iter().map(look).collect()
 }
 
+/// Looks at an executable in a container; an empty list where there is no such file, or another content.
+pub fn look_inside(ebpf: &mut Ebpf, container: &View, program: &Executable) -> Vec<ExecutableKey> {
+    match container.open(&program.path, OFlag::O_PATH) {
+        Ok(file) => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            at(ebpf, program, Path::new(&path))
+        }
+        Err(error) => {
+            tracing::warn!(container = container.name, path = %program.path.display(), %error, "an executable of the bundle is not in this container");
+            Vec::new()
+        }
+    }
+}
+
+/// The keys of the program, which is found at `path`.
+fn at(ebpf: &mut Ebpf, program: &Executable, path: &Path) -> Vec<ExecutableKey> {
+    let keys = (0..TRIES).find_map(|_| key_of(ebpf, program, path));
+    keys.unwrap_or_default()
+}
+
 /// The file's keys; `None` to try again, because it changed while it was read.
-fn key_of(ebpf: &mut Ebpf, program: &Executable) -> Option<Vec<ExecutableKey>> {
-    let path = &program.path;
+fn key_of(ebpf: &mut Ebpf, program: &Executable, path: &Path) -> Option<Vec<ExecutableKey>> {
     let (keys, file) = match capture(ebpf, path) {
         Ok(captured) => captured,
         Err(error) => {

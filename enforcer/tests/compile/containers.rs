@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use enforcer::compile::{Container, Facts, Numbering, PodOfContainer, Policy, compile};
+use enforcer::compile::{Contained, Container, Facts, Numbering, PodOfContainer, Policy, compile};
 use enforcer_common::facts::Task;
-use enforcer_common::ids::CgroupId;
+use enforcer_common::ids::{CgroupId, ExecutableKey, IdentityId};
 
-use crate::support::{bundle, node};
+use crate::support::{bundle, node, program};
 
 const DIGEST: &str = "sha256:0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f0f";
 
@@ -151,4 +151,47 @@ fn a_container_of_a_known_kind_needs_no_compilation() {
     let none = policy("cgroup: /kubepods", &facts);
     assert!(!none.asks_for_containers());
     assert_eq!(belongs(&none, path, &app()), Some(true));
+}
+
+/// The program is one of the container: neither one of the host with its path, nor that of other containers.
+#[test]
+fn a_program_in_a_container_is_its_own() {
+    let path = "/kubepods/podu1/c1";
+    let pods = "kubernetes: {namespace: payments, container: app}";
+    let selectors = format!("executable: {{path: /bin/restic}}, {pods}");
+    let asked = |text: &str| {
+        let text = format!("workloads: [{{id: w, match: {{{text}}}}}]");
+        Contained::of(&bundle(&text).workloads[0].selectors)
+    };
+    let inside = program(77);
+    let mut facts = node();
+    facts.containers.insert(path.to_owned(), app());
+    let of_others = asked("executable: {path: /bin/restic}, container: {name: app}");
+    for contained in [asked(&selectors), of_others]
+        .into_iter()
+        .flatten()
+        .zip([inside, program(78)])
+    {
+        facts.contained.insert(contained.0, vec![contained.1]);
+    }
+    assert_eq!(facts.contained.len(), 2);
+    assert_eq!(asked("executable: {path: /bin/restic}"), None);
+    let policy = policy(&selectors, &facts);
+    let identity = policy.identity_of_container(path, &app()).expect("known");
+    let belongs = |executable, identity| {
+        let task = Task {
+            executable,
+            identity,
+            cgroup: CgroupId(9),
+            classified: 1,
+            ..Task::default()
+        };
+        !policy.workloads_of(&task).is_empty()
+    };
+    assert!(belongs(inside, identity));
+    // 1 is the host's of this path.
+    for other in [program(1), program(78), ExecutableKey::default()] {
+        assert!(!belongs(other, identity), "{other:?}");
+    }
+    assert!(!belongs(inside, IdentityId(0)));
 }

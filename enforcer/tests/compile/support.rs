@@ -55,6 +55,7 @@ pub fn node() -> Facts {
             // As if something had gone wrong when it was captured.
             (plain("/bin/zero"), vec![ExecutableKey::default()]),
         ]),
+        contained: BTreeMap::new(),
         users: BTreeMap::from([("backup".to_owned(), Uid(34)), ("root".to_owned(), Uid(0))]),
         homes: home_patterns(&BTreeSet::from(["/srv/people/eve".into()])),
         pods: None,

@@ -47,6 +47,7 @@ type Case = (&'static str, fn(&mut Stage<'_>) -> Result<()>);
 
 const CASES: &[Case] = &[
     ("who_is_in_a_pod", who_is_in_a_pod),
+    ("which_program_in_it", which_program_in_it),
     ("many_at_once", many_at_once),
     ("secrets_that_are_rotated", secrets_that_are_rotated),
     ("no_identity_is_borrowed", no_identity_is_borrowed),
@@ -307,6 +308,61 @@ fn who_is_in_a_pod(stage: &mut Stage<'_>) -> Result<()> {
         after.exit_code
     );
     Ok(())
+}
+
+/// The program of a container, by its path there, may, and another in the same container may not, nor the same one in
+/// another container. The next daemon sees it the same.
+fn which_program_in_it(stage: &mut Stage<'_>) -> Result<()> {
+    const PROGRAMS: &str = "/srv/t/programs";
+    const OTHER: &[&str] = &["/other/actor", "read", "/secret/key", "sleep", "1000000000"];
+    let cri = stage.cri.clone();
+    let mounts = [(SECRET, INSIDE), (PROGRAMS, "/other")];
+    copy_program(format!("{PROGRAMS}/actor"))?;
+    let bundle = Bundle::default()
+        .file("stripe", &format!("{SECRET}/key"))
+        .workload(
+            "billing",
+            "executable: {path: /actor}, kubernetes: {namespace: payments, container: app}",
+        )
+        .entitlement("E1", "billing", "stripe", "destinations: none");
+    let pod = stage.pod("payments", "before", &[])?;
+    let before = start(&cri, &pod, "app", OTHER, &mounts)?;
+    expect(&before, "another program without the daemon", 0)?;
+    stage.clear()?;
+
+    let daemon = stage.daemon(&bundle)?;
+    let pod = stage.pod("payments", "billing", &[])?;
+    let app = start(&cri, &pod, "app", READS, &mounts)?;
+    expect(&app, "the container's program", 0)?;
+    let second = stage.pod("payments", "billing-2", &[])?;
+    let other = start(&cri, &second, "app", OTHER, &mounts)?;
+    expect(&other, "another program of such a container", libc::EPERM)?;
+    let event = refusal(&daemon, &other.container)?;
+    ensure!(
+        event.reason() == "wrong-executable" && event.0["process"]["exe"] == "/other/actor",
+        "the event is {}",
+        event.0
+    );
+    let elsewhere = stage.pod("payments", "batch", &[])?;
+    let elsewhere = start(&cri, &elsewhere, "batch", READS, &mounts)?;
+    expect(
+        &elsewhere,
+        "the same program in another container",
+        libc::EPERM,
+    )?;
+
+    daemon.stop()?;
+    let daemon = stage.daemon(&bundle)?;
+    for (program, expected) in [("/actor", 0), ("/other/actor", 1)] {
+        let ran = cri.exec(&app.container, &[program, "read", "/secret/key"])?;
+        ensure!(
+            ran.exit_code == expected,
+            "{program} under the next daemon ended with {} and said {}",
+            ran.exit_code,
+            String::from_utf8_lossy(&ran.stdout)
+        );
+    }
+    daemon.stop()
 }
 
 /// Pods that all start at once, half of them entitled, each reading as its first act: none is wrongly refused, none wrongly

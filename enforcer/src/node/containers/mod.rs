@@ -3,6 +3,7 @@
 mod cri;
 mod docker;
 mod place;
+mod root;
 mod starting;
 mod token;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 pub use place::{Place, is_pod, place_of};
+pub use root::root_of;
 pub use starting::{Ended, Starting};
 
 use crate::compile::Container;

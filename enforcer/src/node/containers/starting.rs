@@ -51,6 +51,11 @@ impl Starting {
         }
     }
 
+    /// For how long it has not been known what this container is.
+    pub fn since(&self, path: &str) -> Option<Duration> {
+        self.all().get(path).map(|begun| begun.at.elapsed())
+    }
+
     /// It is known what the container is, or that nobody knows, or it is gone.
     pub fn end(&self, path: &str) -> Option<Ended> {
         let begun = self.all().remove(path)?;

@@ -1,0 +1,87 @@
+//! Programs in containers, where workloads are selected by them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aya::Ebpf;
+use enforcer_common::ids::ExecutableKey;
+
+use super::Engine;
+use super::containers::Containers;
+use crate::bundle::{Bundle, Executable};
+use crate::compile::{Contained, Container};
+use crate::kernel::at_root;
+use crate::node::containers::root_of;
+use crate::node::executables::look_inside;
+
+/// A runtime has given a new container its root by then.
+const ROOT_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the programs of one container are to the kernel. Each is looked at once, as early as can be: later it may be
+/// what somebody in the container has put there.
+#[derive(Debug, Default)]
+pub(super) struct Programs(BTreeMap<Executable, Vec<ExecutableKey>>);
+
+impl Programs {
+    fn keys(&mut self, ebpf: &mut Ebpf, cgroup: &str, program: &Executable) -> Vec<ExecutableKey> {
+        if let Some(known) = self.0.get(program) {
+            return known.clone();
+        }
+        let directory = at_root::path().map(|root| root.join(cgroup.trim_start_matches('/')));
+        let Some(view) = directory.ok().and_then(|it| root_of(&it)) else {
+            return Vec::new();
+        };
+        let keys = look_inside(ebpf, &view, program);
+        self.0.insert(program.clone(), keys.clone());
+        keys
+    }
+}
+
+impl Containers {
+    /// The keys of the programs that the bundle asks for in containers.
+    pub(super) fn look_at_programs(
+        &mut self,
+        ebpf: &mut Ebpf,
+        bundle: &Bundle,
+    ) -> BTreeMap<Contained, Vec<ExecutableKey>> {
+        let mut all: BTreeMap<Contained, Vec<ExecutableKey>> = BTreeMap::new();
+        let asked = bundle.selectors().filter_map(|selectors| {
+            let contained = Contained::of(selectors)?;
+            Some((selectors, contained))
+        });
+        for (selectors, contained) in asked {
+            let meant = (self.known.iter()).filter(|(_, it)| it.is_meant_by(selectors));
+            let mut keys = Vec::new();
+            for (path, _) in meant {
+                let programs = self.programs.entry(path.clone()).or_default();
+                keys.extend(programs.keys(ebpf, path, &contained.program));
+            }
+            keys.sort_unstable();
+            keys.dedup();
+            all.insert(contained, keys);
+        }
+        all
+    }
+
+    /// Whether the container's root is still to come, where its programs matter to the bundle.
+    pub(super) fn awaits_root(&self, bundle: &Bundle, path: &str, container: &Container) -> bool {
+        let since = self.starting().since(path);
+        let directory = at_root::path().map(|root| root.join(path.trim_start_matches('/')));
+        since.is_some_and(|since| since < ROOT_WITHIN)
+            && matters(bundle, container)
+            && directory.is_ok_and(|it| root_of(&it).is_none())
+    }
+}
+
+impl Engine {
+    /// Whether the bundle in force asks for a program in containers like this.
+    pub(super) fn asks_for_programs_in(&self, container: &Container) -> bool {
+        let in_force = self.in_force.as_ref();
+        in_force.is_some_and(|it| matters(&it.bundle, container))
+    }
+}
+
+fn matters(bundle: &Bundle, container: &Container) -> bool {
+    let mut selectors = bundle.selectors();
+    selectors.any(|it| it.executable.is_some() && container.is_meant_by(it))
+}
