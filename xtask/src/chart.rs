@@ -167,6 +167,7 @@ mod tests {
         api::{
             apps::v1::DaemonSet,
             core::v1::{ConfigMap, Namespace, Service, ServiceAccount},
+            rbac::v1::{ClusterRole, ClusterRoleBinding},
         },
         serde::{Serialize, de::DeserializeOwned},
     };
@@ -192,6 +193,8 @@ mod tests {
         let mut pods = Value::Null;
         for document in documents(&render(values).expect("rendered")) {
             match document["kind"].as_str().unwrap_or_default() {
+                "ClusterRole" => drop(conforms::<ClusterRole>(&document)),
+                "ClusterRoleBinding" => drop(conforms::<ClusterRoleBinding>(&document)),
                 "ConfigMap" => drop(conforms::<ConfigMap>(&document)),
                 "DaemonSet" => {
                     conforms::<DaemonSet>(&document);
@@ -303,6 +306,7 @@ mod tests {
                 "ENFORCER_CONFIG",
                 "ENFORCER_BUNDLE",
                 "ENFORCER_NODE",
+                "ENFORCER_EXEMPT_NAMESPACES",
                 "ENFORCER_LOG"
             ]
         );
@@ -329,6 +333,50 @@ mod tests {
         };
         assert_eq!(read("enforcer.yaml"), config);
         assert_eq!(read("bundle.yaml"), json!({"a": 1, "b": {"c": 2}}));
+    }
+
+    /// Only who is to ask kubelet may, and nothing but its list.
+    #[test]
+    fn kubelet_is_asked_where_the_values_say_so() {
+        let without = render(&json!({})).expect("rendered");
+        for word in ["ClusterRole", "serviceAccountToken", "ENFORCER_KUBELET"] {
+            assert!(!without.contains(word), "{word} in {without}");
+        }
+        let values = json!({"kubelet": {"enabled": true, "ca": "-----BEGIN\nx\n"}});
+        let pod = pods(&values);
+        let all = documents(&render(&values).expect("rendered"));
+        let of = |kind: &str| {
+            let found = all.iter().find(|it| it["kind"] == kind);
+            found.unwrap_or_else(|| panic!("no {kind} in {all:?}"))
+        };
+        let rules = json!([{"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]}]);
+        assert_eq!(of("ClusterRole")["rules"], rules);
+        let bound = of("ClusterRoleBinding");
+        assert_eq!(
+            bound["roleRef"]["name"],
+            of("ClusterRole")["metadata"]["name"]
+        );
+        assert_eq!(bound["subjects"][0]["name"], pod["serviceAccountName"]);
+        assert_eq!(of("ConfigMap")["data"]["kubelet-ca.pem"], "-----BEGIN\nx\n");
+        // The files that it is told of are among those that it has.
+        let container = &pod["containers"][0];
+        let list = |value: &Value| value.as_array().expect("a list").clone();
+        let mounts = list(&container["volumeMounts"]);
+        for name in ["ENFORCER_KUBELET_TOKEN", "ENFORCER_KUBELET_CA"] {
+            let told = list(&container["env"])
+                .into_iter()
+                .find(|it| it["name"] == name);
+            let told = told.unwrap_or_else(|| panic!("no {name}"));
+            let (directory, file) = (told["value"].as_str())
+                .and_then(|path| path.rsplit_once('/'))
+                .expect("a path");
+            let mount = mounts.iter().find(|it| it["mountPath"] == directory);
+            let volume = &mount.expect("a mount")["name"];
+            let volume = list(&pod["volumes"])
+                .into_iter()
+                .find(|it| it["name"] == *volume);
+            assert!(volume.expect("a volume").to_string().contains(file));
+        }
     }
 
     #[test]

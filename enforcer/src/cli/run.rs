@@ -262,6 +262,14 @@ struct ContainerArgs {
     /// does not wait
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(..=60_000))]
     hold: u64,
+    /// A namespace whose containers start at once all the same. Repeated, or with commas between
+    #[arg(
+        long = "exempt-namespace",
+        env = "ENFORCER_EXEMPT_NAMESPACES",
+        value_name = "NAMESPACE",
+        value_delimiter = ','
+    )]
+    exempt_namespaces: Vec<String>,
     /// A program that runtimes start containers with, which is what waits. Repeated, or with commas between [default: those
     /// that are there of runc and crun]
     #[arg(
@@ -291,6 +299,7 @@ impl ContainerArgs {
             kubelet: directory,
             pods,
             hold: Duration::from_millis(self.hold),
+            exempt: self.exempt_namespaces,
             programs: or(self.runtime_programs, &PROGRAMS),
         }
     }

@@ -18,7 +18,7 @@ use crate::fanotify::hold::Hold;
 use crate::kernel::at_root;
 use crate::kernel::maps::Maps;
 use crate::node::cgroups;
-use crate::node::containers::{self, Place, Runtimes, Starting, is_pod, place_of};
+use crate::node::containers::{self, Exempt, Place, Runtimes, Starting, is_pod, place_of};
 use crate::node::pods::{self, Listed};
 use crate::record::model::Instance;
 
@@ -39,6 +39,8 @@ pub struct Settings {
     pub pods: Option<pods::Settings>,
     /// For how long a runtime is made to wait until it is known what it starts; zero: not at all.
     pub hold: Duration,
+    /// Namespaces whose containers are not waited for.
+    pub exempt: Vec<String>,
     /// The runtimes' programs, which are made to wait.
     pub programs: Vec<PathBuf>,
 }
@@ -131,7 +133,8 @@ impl Containers {
         let lists = settings.pods.map(|it| pods::follow(it, made.clone()));
         let runtimes = Runtimes::at(&settings.runtimes, &settings.kubelet)?;
         let (answers, answered) = mpsc::unbounded_channel();
-        let starting = Arc::new(Starting::default());
+        let exempt = Exempt::new(settings.exempt, &settings.runtimes);
+        let starting = Arc::new(Starting::but_for(exempt));
         let limit = settings.hold;
         let hold = match limit.is_zero() {
             true => None,
@@ -483,6 +486,7 @@ impl Engine {
                 "tookMs": ended.took.as_secs_f64() * 1e3,
                 "held": ended.held,
                 "late": ended.late,
+                "exempt": ended.exempt,
             })
         });
         if let Some(told) = told {

@@ -3,21 +3,29 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use nix::mount::{self, MsFlags};
+use rcgen::CertifiedKey;
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned, crypto::ring, pki_types::PrivateKeyDer,
+};
 use serde_json::{Value, json};
 
 /// Its directory.
 pub const DIRECTORY: &str = "/srv/t/kubelet";
 
-/// Lists pods over HTTP, as kubelet does on its port for reading.
+/// The file with the authority of its certificate, and that with the token that it knows the daemon by.
+pub const AUTHORITY: &str = "/srv/t/kubelet-ca.pem";
+pub const TOKEN: &str = "/srv/t/kubelet-token";
+
+/// Lists pods over HTTPS to who has the token, as kubelet does.
 pub struct Kubelet {
     /// Where.
     pub address: SocketAddr,
@@ -27,23 +35,26 @@ pub struct Kubelet {
 impl Kubelet {
     /// Starts without pods. Ends with this process.
     pub fn start() -> Result<Self> {
+        let token = format!("{:032x}", rand::random::<u128>());
+        fs::write(TOKEN, format!("{token}\n"))?;
+        let CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()])?;
+        fs::write(AUTHORITY, cert.pem())?;
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(Error::msg)?;
+        let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)?;
+        let tls = Arc::new(tls);
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let pods = Arc::<Mutex<Vec<Value>>>::default();
         let listed = pods.clone();
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let mut stream = stream;
-                // The request is short, and there is only one.
-                let _ = stream.read(&mut [0; 4096]);
                 let items = listed.lock().map(|it| it.clone()).unwrap_or_default();
-                let body =
-                    json!({"kind": "PodList", "apiVersion": "v1", "items": items}).to_string();
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                    body.len()
-                );
+                // One who does not trust it, or goes on, is no matter.
+                let _ = answer(stream, tls.clone(), &token, &items);
             }
         });
         Ok(Self { address, pods })
@@ -63,6 +74,32 @@ impl Kubelet {
         }
         Volume::new(uid, secret)
     }
+}
+
+fn answer(
+    stream: TcpStream,
+    tls: Arc<ServerConfig>,
+    token: &str,
+    items: &[Value],
+) -> Result<()> {
+    let mut stream = StreamOwned::new(ServerConnection::new(tls)?, stream);
+    // The request is short, and there is only one.
+    let mut request = [0; 4096];
+    let length = stream.read(&mut request)?;
+    let request = String::from_utf8_lossy(&request[..length]).to_lowercase();
+    let knows = request.contains(&format!("authorization: bearer {token}\r\n"));
+    let (status, body) = match knows && request.starts_with("get /pods ") {
+        true => ("200 OK", json!({"kind": "PodList", "apiVersion": "v1", "items": items})),
+        false => ("401 Unauthorized", Value::Null),
+    };
+    let body = body.to_string();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    stream.conn.send_close_notify();
+    Ok(stream.flush()?)
 }
 
 /// A volume with one key, as kubelet writes it: each version is a directory of its own, and a link leads to the newest.

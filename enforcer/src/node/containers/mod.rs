@@ -2,6 +2,7 @@
 
 mod cri;
 mod docker;
+mod exempt;
 mod place;
 mod root;
 mod starting;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+pub use exempt::Exempt;
 pub use place::{Place, is_pod, place_of};
 pub use root::root_of;
 pub use starting::{Ended, Starting};

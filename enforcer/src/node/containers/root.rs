@@ -8,7 +8,7 @@ use crate::credentials::View;
 use crate::node::cgroups;
 
 /// The root of the container whose cgroup is in this directory, as its first process has it: what others have, they may
-/// have chosen. `None` if no process is there any more, or the runtime has not given it a root of its own yet.
+/// have chosen. `None` if no process is there any more, or its root is still that of the runtime that started it.
 pub fn root_of(cgroup: &Path) -> Option<View> {
     let processes = || -> Vec<u32> {
         let below = cgroups::scan(cgroup).unwrap_or_default();
@@ -24,23 +24,37 @@ pub fn root_of(cgroup: &Path) -> Option<View> {
     };
     let first = processes()
         .into_iter()
-        .filter_map(|pid| Some((started(pid)?, pid)))
+        .filter_map(|pid| Some((Status::of(pid)?, pid)))
         .min()?;
-    let root = format!("/proc/{}/root", first.1);
-    let of = |path: &str| fs::metadata(path).ok().map(|it| (it.dev(), it.ino()));
-    if of(&root)? == of("/")? {
+    let root = |pid: u32| format!("/proc/{pid}/root");
+    let of = |pid: u32| fs::metadata(root(pid)).ok().map(|it| (it.dev(), it.ino()));
+    if of(first.1)? == of(first.0.parent)? {
         return None;
     }
-    let view = View::at(Path::new(&root), cgroup.display().to_string(), false).ok()?;
+    let name = cgroup.display().to_string();
+    let view = View::at(Path::new(&root(first.1)), name, false).ok()?;
     // The number may be another process's by now.
-    let still = processes().contains(&first.1) && started(first.1) == Some(first.0);
+    let still = processes().contains(&first.1) && Status::of(first.1)?.started == first.0.started;
     still.then_some(view)
 }
 
-/// When a process began, in clock ticks since the boot.
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = stat.rsplit_once(')')?;
-    // The 22nd field; the second ends with the parenthesis.
-    rest.split_whitespace().nth(19)?.parse().ok()
+/// As much of what the kernel says of a process as matters here.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Status {
+    /// In clock ticks since the boot.
+    started: u64,
+    parent: u32,
+}
+
+impl Status {
+    fn of(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The second field ends with the last parenthesis; the parent is the fourth, the start the 22nd.
+        let (_, rest) = stat.rsplit_once(')')?;
+        let mut fields = rest.split_whitespace();
+        Some(Self {
+            parent: fields.nth(1)?.parse().ok()?,
+            started: fields.nth(17)?.parse().ok()?,
+        })
+    }
 }

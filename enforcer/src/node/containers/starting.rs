@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::place_of;
+use super::{Exempt, place_of};
 
 /// Containers whose cgroup is there and of which it is not known what they are.
 #[derive(Debug, Default)]
 pub struct Starting {
     /// Whether anything depends on what containers are.
     matters: AtomicBool,
+    exempt: Exempt,
     all: Mutex<BTreeMap<String, Begun>>,
     changed: Condvar,
 }
@@ -19,6 +20,7 @@ pub struct Starting {
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     at: Instant,
+    exempt: bool,
     held: bool,
     late: bool,
 }
@@ -32,18 +34,30 @@ pub struct Ended {
     pub held: bool,
     /// Whether it was let go on before it was known.
     pub late: bool,
+    /// Whether nobody had to wait for it.
+    pub exempt: bool,
 }
 
 impl Starting {
+    /// Nobody waits for these.
+    #[must_use]
+    pub fn but_for(exempt: Exempt) -> Self {
+        Self {
+            exempt,
+            ..Self::default()
+        }
+    }
+
     fn all(&self) -> MutexGuard<'_, BTreeMap<String, Begun>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A cgroup was made. Of a container's own one it is waited for what it is.
     pub fn created(&self, path: &str) {
-        if place_of(path).is_some_and(|place| place.path == path) {
+        if let Some(place) = place_of(path).filter(|place| place.path == path) {
             let begun = Begun {
                 at: Instant::now(),
+                exempt: self.exempt.has(&place),
                 held: false,
                 late: false,
             };
@@ -64,6 +78,7 @@ impl Starting {
             took: begun.at.elapsed(),
             held: begun.held,
             late: begun.late,
+            exempt: begun.exempt,
         })
     }
 
@@ -78,7 +93,9 @@ impl Starting {
             return BTreeSet::new();
         }
         let all = self.all();
-        let recent = all.iter().filter(|(_, begun)| begun.at.elapsed() < limit);
+        let recent = all
+            .iter()
+            .filter(|(_, begun)| !begun.exempt && begun.at.elapsed() < limit);
         recent.map(|(path, _)| path.clone()).collect()
     }
 
