@@ -102,7 +102,7 @@ state = {state:?}
 
     /// Where it is asked.
     pub fn socket() -> PathBuf {
-        Path::new(HOME).join("socket")
+        Path::new(HOME).join("state/containerd.sock")
     }
 
     /// The end of what it logged.

@@ -13,9 +13,7 @@ use std::{
 use anyhow::{Context as _, Error, Result};
 use nix::mount::{self, MsFlags};
 use rcgen::CertifiedKey;
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned, crypto::ring, pki_types::PrivateKeyDer,
-};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, crypto::ring, pki_types::PrivateKeyDer};
 use serde_json::{Value, json};
 
 /// Its directory.
@@ -76,12 +74,7 @@ impl Kubelet {
     }
 }
 
-fn answer(
-    stream: TcpStream,
-    tls: Arc<ServerConfig>,
-    token: &str,
-    items: &[Value],
-) -> Result<()> {
+fn answer(stream: TcpStream, tls: Arc<ServerConfig>, token: &str, items: &[Value]) -> Result<()> {
     let mut stream = StreamOwned::new(ServerConnection::new(tls)?, stream);
     // The request is short, and there is only one.
     let mut request = [0; 4096];
@@ -89,7 +82,10 @@ fn answer(
     let request = String::from_utf8_lossy(&request[..length]).to_lowercase();
     let knows = request.contains(&format!("authorization: bearer {token}\r\n"));
     let (status, body) = match knows && request.starts_with("get /pods ") {
-        true => ("200 OK", json!({"kind": "PodList", "apiVersion": "v1", "items": items})),
+        true => (
+            "200 OK",
+            json!({"kind": "PodList", "apiVersion": "v1", "items": items}),
+        ),
         false => ("401 Unauthorized", Value::Null),
     };
     let body = body.to_string();

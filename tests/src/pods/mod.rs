@@ -52,6 +52,7 @@ const CASES: &[Case] = &[
     ("secrets_that_are_rotated", secrets_that_are_rotated),
     ("no_identity_is_borrowed", no_identity_is_borrowed),
     ("nobody_knows_it", nobody_knows_it),
+    ("nobody_waits_for_it", nobody_waits_for_it),
     ("the_daemon_is_gone", the_daemon_is_gone),
 ];
 
@@ -474,10 +475,14 @@ fn secrets_that_are_rotated(stage: &mut Stage<'_>) -> Result<()> {
             "kubernetes: {namespace: payments, serviceAccount: billing, container: app}",
         )
         .entitlement("E1", "billing", "stripe", "destinations: none");
-    let address = format!("http://{}", kubelet.address);
+    let address = format!("https://{}", kubelet.address);
     let options = [
         "--kubelet",
         &address,
+        "--kubelet-ca",
+        kubelet::AUTHORITY,
+        "--kubelet-token",
+        kubelet::TOKEN,
         "--kubelet-directory",
         kubelet::DIRECTORY,
     ];
@@ -637,6 +642,34 @@ fn nobody_knows_it(stage: &mut Stage<'_>) -> Result<()> {
             event.reason() == "unclassified-workload" && event.0["mode"]["effective"] == "monitor"
         })
     })?;
+    daemon.stop()
+}
+
+/// A container of an exempt namespace starts at once, and is known a moment later like the others.
+fn nobody_waits_for_it(stage: &mut Stage<'_>) -> Result<()> {
+    let cri = stage.cri.clone();
+    let daemon = stage.daemon_with(&bundle(), &["--exempt-namespace", "kube-system,payments"])?;
+    for (namespace, exempt) in [("payments", true), ("other", false)] {
+        let pod = stage.pod(namespace, "billing-1", &[("app", "billing")])?;
+        let app = reader(&cri, &pod, "app")?;
+        app.errno()?;
+        let event = wait_for("its start to be told", || {
+            daemon.events.find(|event| {
+                event.kind() == "container-classified"
+                    && event.0["container"]["id"] == app.container.id
+            })
+        })?;
+        ensure!(
+            event.0["exempt"] == exempt && !(exempt && event.0["held"] == true),
+            "of {namespace} the event is {}",
+            event.0
+        );
+        if exempt {
+            let known = cri.exec(&app.container, &["/actor", "read", "/secret/key"])?;
+            // From outside, where the entitlement asks for somebody who is not.
+            ensure!(known.exit_code == 1, "a command from outside was let");
+        }
+    }
     daemon.stop()
 }
 
