@@ -1,4 +1,4 @@
-//! Debian's containerd and runc, unpacked and not installed: an image is imported and run, and nothing is left.
+//! Debian's container runtimes, unpacked and not installed. containerd imports an image and runs it, and nothing is left.
 
 use std::{
     fs::{self, File},
@@ -13,7 +13,19 @@ use anyhow::{Context as _, Result, ensure};
 use crate::{apt::Apt, cmd, image, paths};
 
 const SUITE: &str = "bookworm";
-const PACKAGES: [&str; 2] = ["containerd", "runc"];
+/// With what of their libraries is not on every machine.
+const PACKAGES: [&str; 10] = [
+    "containerd",
+    "runc",
+    "docker.io",
+    "podman",
+    "conmon",
+    "libgpgme11",
+    "libassuan0",
+    "libsubid4",
+    "libdevmapper1.02.1",
+    "libsemanage2",
+];
 /// However slow the machine is.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -123,7 +135,7 @@ impl Drop for Containerd {
 
 /// Where the programs are, unpacked once for all checkouts.
 pub fn unpacked() -> Result<PathBuf> {
-    let to = paths::cache()?.join(format!("containerd-{SUITE}"));
+    let to = paths::cache()?.join(format!("runtimes-{SUITE}"));
     if to.exists() {
         return Ok(to);
     }
@@ -131,7 +143,7 @@ pub fn unpacked() -> Result<PathBuf> {
     if !apt.is_fresh() {
         apt.update()?;
     }
-    let scratch = paths::cache()?.join(format!(".containerd-{}", std::process::id()));
+    let scratch = paths::cache()?.join(format!(".runtimes-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
     let unpacked = PACKAGES
         .iter()
@@ -139,6 +151,6 @@ pub fn unpacked() -> Result<PathBuf> {
         // In one step: another run may be at it, too.
         .and_then(|()| fs::rename(&scratch, &to).map_err(Into::into));
     let _ = fs::remove_dir_all(&scratch);
-    unpacked.context("cannot fetch containerd and runc")?;
+    unpacked.context("cannot fetch container runtimes")?;
     Ok(to)
 }

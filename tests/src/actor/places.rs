@@ -82,12 +82,13 @@ fn terminal() -> nix::Result<Done> {
     Ok(Done::default())
 }
 
-/// Root in a user namespace of its own, with the mounts that allows.
+/// Root in a user namespace of its own, with the mounts that allows, and its cgroup for the root of all.
 fn user_namespace() -> nix::Result<Done> {
     let (user, group) = (unistd::getuid(), unistd::getgid());
     // After a change of user the files below would be root's.
     prctl::set_dumpable(true)?;
-    sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let mounts_and_cgroups = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
+    sched::unshare(CloneFlags::CLONE_NEWUSER | mounts_and_cgroups)?;
     for (file, text) in [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("0 {user} 1")),

@@ -137,12 +137,7 @@ impl Drop for Containerd {
         // Its shims are left to who made this cgroup; the mounts end with the namespace.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = Command::new("sh")
-            .arg("-c")
-            .arg(format!(
-                "grep -o ' {HOME}[^ ]*' /proc/mounts | sort -r | xargs -r umount -l"
-            ))
-            .status();
+        super::unmount_below(Path::new(HOME));
         if let Err(error) = fs::remove_dir_all(&self.layers) {
             eprintln!("enforcer-tests: {} is left: {error}", self.layers.display());
         }
@@ -164,7 +159,7 @@ exec {} "$@"
 }
 
 /// An image in Docker's format: one layer, with this program alone.
-fn write_image(to: &Path) -> Result<()> {
+pub fn write_image(to: &Path) -> Result<()> {
     let program = fs::read("/proc/self/exe")?;
     let mut layer = Builder::new(Vec::new());
     add(&mut layer, "actor", 0o755, &program)?;

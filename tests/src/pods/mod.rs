@@ -3,6 +3,7 @@
 
 mod containerd;
 mod cri;
+mod engines;
 mod kubelet;
 
 use std::{
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::mount::{self, MntFlags};
 use serde_json::Value;
 
 use crate::harness::{
@@ -20,6 +22,7 @@ use crate::harness::{
 };
 use containerd::{Containerd, IMAGE};
 use cri::{Container, NewContainer, NewPod, Pod, Runtime};
+use engines::{Engine, Kind};
 use kubelet::Kubelet;
 
 /// The secret, on the host and in containers.
@@ -54,6 +57,12 @@ const CASES: &[Case] = &[
     ("nobody_knows_it", nobody_knows_it),
     ("nobody_waits_for_it", nobody_waits_for_it),
     ("the_daemon_is_gone", the_daemon_is_gone),
+    ("docker_runs_it", |stage| {
+        an_engine_runs_it(stage, Kind::Docker)
+    }),
+    ("podman_runs_it", |stage| {
+        an_engine_runs_it(stage, Kind::Podman)
+    }),
 ];
 
 /// Runs the cases. The result is whether all went well.
@@ -66,6 +75,7 @@ pub fn run(args: &Args) -> Result<bool> {
     for (name, case) in CASES.iter().filter(|it| it.0.contains(&args.filter)) {
         let start = Instant::now();
         let mut stage = Stage {
+            programs: &args.programs,
             containerd: &containerd,
             cri: cri.clone(),
             pods: Vec::new(),
@@ -91,6 +101,7 @@ pub fn run(args: &Args) -> Result<bool> {
 
 /// What a case stands on.
 struct Stage<'a> {
+    programs: &'a Path,
     containerd: &'a Containerd,
     cri: Runtime,
     pods: Vec<Pod>,
@@ -116,10 +127,15 @@ impl Reader {
 /// What the first step of an actor came to, by what the runtime logged of its output.
 fn first_step(log: &Path) -> Option<i32> {
     let text = fs::read_to_string(log).ok()?;
-    let line = text
+    let lines = text
         .lines()
-        .find_map(|line| line.split_once(" stdout F "))?;
-    let step: Value = serde_json::from_str(line.1).ok()?;
+        .filter_map(|line| line.split_once(" stdout F "));
+    first_of(lines.map(|(_, line)| line))
+}
+
+/// The same by what it said.
+fn first_of<'a>(mut lines: impl Iterator<Item = &'a str>) -> Option<i32> {
+    let step: Value = serde_json::from_str(lines.next()?).ok()?;
     let errno = i32::try_from(step["errno"].as_i64()?).ok()?;
     // Reading nothing is not reading.
     (errno != 0 || step["read"].as_u64() > Some(0)).then_some(errno)
@@ -161,6 +177,19 @@ impl Stage<'_> {
             self.cri.remove(&pod)?;
         }
         Ok(())
+    }
+}
+
+/// Takes off what a runtime has left mounted there.
+fn unmount_below(directory: &Path) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mut below: Vec<&str> = places
+        .filter(|place| Path::new(place).starts_with(directory))
+        .collect();
+    below.sort_unstable();
+    for place in below.into_iter().rev() {
+        let _ = mount::umount2(place, MntFlags::MNT_DETACH);
     }
 }
 
@@ -589,8 +618,20 @@ fn no_identity_is_borrowed(stage: &mut Stage<'_>) -> Result<()> {
     let errno = read(&within)?;
     ensure!(errno == 0, "below the container it got {errno}");
     drop(within);
-    // Who is taken out again is nobody.
+    // In namespaces of their own all stay what they are.
+    let own = Cgroup::new(&format!("system.slice/own.service/{id}"))?;
     let cgroup = format!("kubepods/burstable/pod{uid}/{id}");
+    for (name, expected) in [(own.name(), libc::EPERM), (&cgroup, 0)] {
+        let actor = Actor::new("/opt/t/host").within(name);
+        let outcome = actor.run(["user-namespace", &format!("read {key}")])?;
+        let errno = outcome.last()?.errno;
+        ensure!(
+            errno == expected && outcome.steps[0].errno == 0,
+            "in a user namespace, in /{name}: {outcome:?}"
+        );
+    }
+    drop(own);
+    // Who is taken out again is nobody.
     let steps = [
         format!("join {cgroup}"),
         format!("read {key}"),
@@ -702,4 +743,96 @@ fn the_daemon_is_gone(stage: &mut Stage<'_>) -> Result<()> {
         event.0
     );
     daemon.stop()
+}
+
+/// Containers of Docker and Podman, by name and labels: the entitled one may (of Podman's a moment after its start), and
+/// another, one of its name without the label, and a command from outside may not. The next daemon finds it, and without
+/// one all may.
+fn an_engine_runs_it(stage: &mut Stage<'_>, kind: Kind) -> Result<()> {
+    let engine = Engine::start(kind, stage.programs)?;
+    let volume = format!("{SECRET}:{INSIDE}:ro");
+    let (reads, steps_before) = match kind {
+        Kind::Docker => (READS.to_vec(), 0),
+        Kind::Podman => ([&["/actor", "sleep", "2000"], &READS[1..]].concat(), 1),
+    };
+    let errno_of = |name: &str, options: &[&str]| -> Result<i32> {
+        let options = [&["--volume", &volume], options].concat();
+        engine.run(name, &options, &reads)?;
+        wait_for("a container to read", || {
+            let said = engine.said(name).ok()?;
+            first_of(said.lines().skip(steps_before))
+        })
+        .with_context(|| format!("{name} said {:?}", engine.said(name)))
+    };
+    let is = |who: &str, got: i32, expected: i32| {
+        ensure!(got == expected, "{who} got {got}, expected {expected}");
+        Ok(())
+    };
+    is("a container without the daemon", errno_of("other", &[])?, 0)?;
+    engine.remove("other")?;
+
+    let bundle = Bundle::default()
+        .file("stripe", &format!("{SECRET}/key"))
+        .workload(
+            "billing",
+            "container: {name: app, labels: {team: payments}}, interactive: false",
+        )
+        .entitlement("E1", "billing", "stripe", "destinations: none");
+    let socket = engine.socket.display().to_string();
+    let runtime = engine.runtime.display().to_string();
+    let options = [
+        "--runtime",
+        &socket,
+        "--runtime-program",
+        &runtime,
+        "--hold",
+        "20000",
+    ];
+    let daemon = Daemon::start(&bundle, &options)?;
+    is(
+        "another container",
+        errno_of("other", &["--label=team=payments"])?,
+        libc::EPERM,
+    )?;
+    let event = wait_for("the refusal's event", || {
+        daemon.events.find(|event| event.is_denial())
+    })?;
+    ensure!(
+        event.reason() == "wrong-workload"
+            && event.0["instance"]["container"]["name"] == "other"
+            && event.0["instance"]["container"]["labels"]["team"] == "payments",
+        "the event is {}",
+        event.0
+    );
+    is("one without the label", errno_of("app", &[])?, libc::EPERM)?;
+    engine.remove("app")?;
+    is(
+        "the entitled container",
+        errno_of("app", &["--label=team=payments"])?,
+        0,
+    )?;
+    let outside = engine.exec("app", &READS[..3])?;
+    ensure!(
+        !outside.status.success(),
+        "a command from outside was let: {outside:?}"
+    );
+    daemon.stop()?;
+
+    let daemon = Daemon::start(&bundle, &options)?;
+    let explained = |name: &str| {
+        let words = ["explain", "--container", name, "--credential", "stripe"];
+        Ok::<_, anyhow::Error>(daemon::enforcer(&words)?.status.code())
+    };
+    ensure!(
+        explained("app")? == Some(0),
+        "the next daemon does not know it"
+    );
+    ensure!(
+        explained("other")? == Some(3),
+        "the next daemon takes another for it"
+    );
+    daemon.stop()?;
+    let after = engine.exec("other", &READS[..3])?;
+    ensure!(after.status.success(), "after the daemon: {after:?}");
+    Ok(())
 }

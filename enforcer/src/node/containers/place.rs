@@ -15,6 +15,16 @@ pub struct Place {
     pub pod: Option<String>,
 }
 
+impl Place {
+    /// Whether it is Podman's, which locks a container while it starts it, and says nothing of it until then: whoever has the
+    /// start wait for what it says would wait for himself.
+    #[must_use]
+    pub fn is_locked_at_start(&self) -> bool {
+        let name = self.path.rsplit('/').next();
+        name.is_some_and(|name| name.starts_with("libpod-"))
+    }
+}
+
 /// Names as systemd escapes them.
 const SLICES: &str = r"(?:/[A-Za-z0-9:_.@\\-]+\.slice)*";
 const ID: &str = "(?<id>[0-9a-f]{64})";

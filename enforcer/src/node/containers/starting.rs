@@ -57,7 +57,7 @@ impl Starting {
         if let Some(place) = place_of(path).filter(|place| place.path == path) {
             let begun = Begun {
                 at: Instant::now(),
-                exempt: self.exempt.has(&place),
+                exempt: place.is_locked_at_start() || self.exempt.has(&place),
                 held: false,
                 late: false,
             };
