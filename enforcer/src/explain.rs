@@ -15,6 +15,7 @@ use crate::bundle::Bundle;
 use crate::compile::{HostTables, Policy};
 use crate::engine::Engine;
 use crate::kernel::clock::boot_now;
+use crate::record::{misfit, model};
 
 /// A question of `enforcer explain`, in the terms of people.
 #[derive(Debug)]
@@ -46,10 +47,14 @@ pub struct Ask {
 pub struct Question {
     /// Who.
     pub task: Task,
+    /// The path of what it runs, as far as it is known.
+    pub executable: String,
     /// The credential's id.
     pub credential: String,
     /// Where to, if at all.
     pub destination: Option<Destination>,
+    /// The same for people.
+    pub told: Option<model::Destination>,
 }
 
 /// Turns a question into facts. The engine knows those of a process, captures the executable, and knows what tasks in a
@@ -87,8 +92,23 @@ pub fn question(ask: &Ask, engine: &mut Engine) -> Result<Question, String> {
         "udp" => Protocol::UDP,
         other => return Err(format!("protocol `{other}`: expected tcp or udp")),
     };
+    let executable = match ask.pid {
+        Some(pid) => std::fs::read_link(format!("/proc/{pid}/exe")).ok(),
+        None => ask.executable.clone(),
+    };
     Ok(Question {
         task,
+        executable: executable.map_or_else(
+            || "a program that is not known".to_owned(),
+            |path| path.display().to_string(),
+        ),
+        told: ask.destination.map(|to| model::Destination {
+            address: to.ip().to_canonical().to_string(),
+            port: to.port(),
+            protocol: ask.protocol.clone().into(),
+            host: None,
+            answers: false,
+        }),
         credential: ask.credential.clone(),
         destination: ask
             .destination
@@ -127,6 +147,19 @@ pub fn explain(
         decided = ("reach", reach);
     }
     let mut answer = answer(decided.0, decided.1, policy, &question.task);
+    if let Some(reason) = decided.1.denied() {
+        let entitlement = policy.entitlement_info.get(&decided.1.entitlement());
+        let misfit = misfit(
+            bundle,
+            reason,
+            Some(&question.credential),
+            entitlement.map(|it| it.id.as_str()),
+            &policy.workloads_of(&question.task),
+            &question.executable,
+            question.told.as_ref().filter(|_| decided.0 == "reach"),
+        );
+        answer["misfit"] = json!(misfit.what);
+    }
     let sources = info.sources.iter().map(ToString::to_string);
     answer["sources"] = sources.collect();
     answer

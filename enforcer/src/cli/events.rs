@@ -196,6 +196,9 @@ fn is_coloured() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
+/// Where a record stands, which says nothing to a person.
+const CHAIN: [&str; 4] = ["epoch", "sequence", "previous", "hash"];
+
 /// One line for a person.
 fn readable(record: &Record, coloured: bool) -> String {
     let time = record.time.strftime("%Y-%m-%d %H:%M:%S%.3f");
@@ -204,6 +207,7 @@ fn readable(record: &Record, coloured: bool) -> String {
         Told::Node(fields) => {
             let fields: Vec<String> = fields
                 .iter()
+                .filter(|(name, _)| !CHAIN.contains(&name.as_str()))
                 .map(|(name, value)| match value {
                     Value::String(text) => format!("{name}={}", text.escape_debug()),
                     other => format!("{name}={other}"),
@@ -242,9 +246,14 @@ fn of_use(kind: &str, used: &Used, coloured: bool) -> String {
     };
     let who = used.workload.as_deref().unwrap_or("-");
     let place = used.instance.as_ref();
-    let place = place.and_then(|it| match (&it.pod, &it.unit) {
-        (Some(pod), _) => Some(format!("{}/{}", pod.namespace, pod.name)),
-        (None, unit) => unit.clone(),
+    let place = place.and_then(|it| {
+        let container = it.container.as_ref().and_then(|it| it.name.as_deref());
+        match (&it.pod, container, &it.unit) {
+            (Some(pod), Some(name), _) => Some(format!("{}/{}/{name}", pod.namespace, pod.name)),
+            (Some(pod), None, _) => Some(format!("{}/{}", pod.namespace, pod.name)),
+            (None, Some(name), _) => Some(format!("container {name}")),
+            (None, None, unit) => unit.clone(),
+        }
     });
     let place = place.map(|it| format!(" in {it}")).unwrap_or_default();
     let credential = used.credential.as_deref().unwrap_or("-");

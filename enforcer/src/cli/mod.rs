@@ -287,18 +287,12 @@ fn manual(directory: Option<&std::path::Path>) -> std::io::Result<()> {
 /// Prints an object: a line for each field, or as it is.
 fn show(answer: &Value, output: Output) {
     match (output, answer) {
-        (Output::Text, Value::Object(fields)) => {
-            for (name, value) in fields {
-                match value {
-                    Value::Null => {}
-                    Value::String(text) => println!("{name:<14} {text}"),
-                    Value::Array(items) => {
-                        for item in items {
-                            println!("{name:<14} {}", item.as_str().unwrap_or_default());
-                        }
-                    }
-                    other => println!("{name:<14} {other}"),
-                }
+        (Output::Text, Value::Object(_)) => {
+            let mut lines = Vec::new();
+            flatten(String::new(), answer, &mut lines);
+            let width = lines.iter().map(|(name, _)| name.len()).max();
+            for (name, text) in &lines {
+                println!("{name:<0$}  {text}", width.unwrap_or(0));
             }
         }
         (Output::Yaml, _) => match serde_saphyr::to_string(answer) {
@@ -306,6 +300,29 @@ fn show(answer: &Value, output: Output) {
             Err(error) => eprintln!("enforcer: the answer cannot be written as YAML: {error}"),
         },
         _ => println!("{answer}"),
+    }
+}
+
+/// A line for each value, by the names on the way to it with dots between.
+fn flatten(name: String, value: &Value, lines: &mut Vec<(String, String)>) {
+    match value {
+        Value::Null => {}
+        Value::String(text) => lines.push((name, text.clone())),
+        Value::Array(items) => {
+            for item in items {
+                flatten(name.clone(), item, lines);
+            }
+        }
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let name = match name.as_str() {
+                    "" => field.clone(),
+                    above => format!("{above}.{field}"),
+                };
+                flatten(name, value, lines);
+            }
+        }
+        other => lines.push((name, other.to_string())),
     }
 }
 

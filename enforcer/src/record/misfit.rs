@@ -11,7 +11,7 @@ use crate::bundle::{Bundle, Entitlement, PortRange, Target, Workload};
 const NAMED: usize = 4;
 
 /// What did not fit.
-pub(super) struct Misfit<'a> {
+pub(crate) struct Misfit<'a> {
     /// In what; `None` if there is nothing that comes near.
     pub entitlement: Option<&'a Entitlement>,
     /// In words.
@@ -19,7 +19,7 @@ pub(super) struct Misfit<'a> {
 }
 
 /// Of a use that was denied for `reason`: `weighed` is the entitlement that the kernel names, if it does.
-pub(super) fn misfit<'a>(
+pub(crate) fn misfit<'a>(
     bundle: &'a Bundle,
     reason: Reason,
     credential: Option<&str>,

@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use crate::serve::metrics::Metrics;
 pub use misfit::destination as destination_words;
+pub(crate) use misfit::misfit;
 use processes::Processes;
 pub use tell::Context;
 pub(crate) use tell::protocol_name;

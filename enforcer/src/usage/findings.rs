@@ -518,14 +518,17 @@ fn lines(rows: &[&(&Row, Seen)]) -> Vec<String> {
             false => format!(", denied: {reason}"),
         });
         format!(
-            "{} by {} (uid {}, {}){}{}: {} times, last {}",
+            "{} by {} (uid {}, {}){}{}: {}, last {}",
             row.verb,
             row.executable,
             row.uid,
             row.place.name(),
             to.unwrap_or_default(),
             why.unwrap_or_default(),
-            seen.count,
+            match seen.count {
+                1 => "once".to_owned(),
+                count => format!("{count} times"),
+            },
             seen.last
         )
     };

@@ -240,6 +240,15 @@ fn explain_agrees(scene: &mut Scene) -> Result<()> {
                 words.join(" ")
             );
         }
+        // As its event does.
+        let misfit = said["misfit"].as_str().unwrap_or_default();
+        let named = destination.map_or(program, |to| to.split(':').next().unwrap_or(to));
+        ensure!(
+            (verdict == "allow") == misfit.is_empty()
+                && (!matches!(reason, Some("outside-destination")) || misfit.contains(named)),
+            "{} gave {said}",
+            words.join(" ")
+        );
         let read = format!("read /srv/t/{credential}");
         let as_said = if verdict == "allow" {
             Allowed
