@@ -54,15 +54,35 @@ pub fn outcome(record: Record<'_>) -> &'static str {
     }
 }
 
-/// The process, by its executable.
+/// The process, by its executable, and the container it is in.
 #[must_use]
 pub fn who(record: Record<'_>) -> String {
-    let exe = record.text("process.exe").unwrap_or("an unknown program");
-    let pid = record.number("process.pid");
-    let pid = pid.map_or(String::new(), |pid| format!("[{pid}]"));
-    match record.text("workload") {
-        Some(workload) => format!("{exe}{pid} as {workload}"),
-        None => format!("{exe}{pid}"),
+    let mut who = record
+        .text("process.exe")
+        .unwrap_or("an unknown program")
+        .to_owned();
+    if let Some(pid) = record.number("process.pid") {
+        who.push_str(&format!("[{pid}]"));
+    }
+    if let Some(workload) = record.text("workload") {
+        who.push_str(&format!(" as {workload}"));
+    }
+    if let Some(container) = container(record) {
+        who.push_str(&format!(" in {container}"));
+    }
+    who
+}
+
+/// The container, with its pod.
+#[must_use]
+pub fn container(record: Record<'_>) -> Option<String> {
+    let name = record.text("instance.container.name");
+    let namespace = record.text("instance.pod.namespace");
+    match (namespace.zip(record.text("instance.pod.name")), name) {
+        (Some((namespace, pod)), Some(name)) => Some(format!("{namespace}/{pod}/{name}")),
+        (Some((namespace, pod)), None) => Some(format!("{namespace}/{pod}")),
+        (None, Some(name)) => Some(format!("container {name}")),
+        (None, None) => None,
     }
 }
 

@@ -131,11 +131,12 @@ impl Board {
         } else {
             "process.exe"
         };
-        let Some(holder) = record.text(place) else {
+        let holder = summary::container(record).or_else(|| record.text(place).map(str::to_owned));
+        let Some(holder) = holder else {
             return;
         };
-        if self.holders.len() < HOLDERS || self.holders.contains_key(holder) {
-            let held = self.holders.entry(holder.to_owned()).or_default();
+        if self.holders.len() < HOLDERS || self.holders.contains_key(&holder) {
+            let held = self.holders.entry(holder).or_default();
             held.insert(credential.to_owned());
         }
     }

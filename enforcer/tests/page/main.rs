@@ -26,7 +26,7 @@ fn document(which: Document) -> Value {
             "id": "ENT-1042", "credential": "stripe-api-key", "workload": "billing", "inForce": true,
             "approver": "payments-lead@example.com", "ticket": "GOV-881", "reviewBy": "2026-01-15",
             "used": {"count": 118, "first": "2026-11-20T08:00:00Z", "last": "2026-11-26T09:14:59Z"}, "denied": null,
-            "by": [{"executable": "/app/billing", "uid": 1000, "place": "container", "verdict": "allow", "count": 118,
+            "by": [{"executable": "/app/billing", "uid": 1000, "place": "payments/billing/app", "verdict": "allow", "count": 118,
                 "first": "2026-11-20T08:00:00Z", "last": "2026-11-26T09:14:59Z"}],
             "destinations": [{"address": "192.0.2.7", "host": "api.stripe.com", "port": 443, "protocol": "tcp",
                 "verdict": "allow", "count": 118, "first": "2026-11-20T08:00:00Z", "last": "2026-11-26T09:14:59Z"}],

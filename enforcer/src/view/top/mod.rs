@@ -1,6 +1,8 @@
 //! `enforcer top`: the same in a terminal.
 
 mod draw;
+#[cfg(test)]
+mod picture;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -223,6 +225,26 @@ mod tests {
             "sinks": [{"name": "siem", "behind": 7, "error": "no route"}]}),
         );
         top
+    }
+
+    /// As it was, or `UPDATE_PICTURES=1` draws it anew.
+    #[test]
+    fn the_picture_is_of_this_screen() {
+        let mut terminal = Terminal::new(TestBackend::new(150, 32)).expect("a terminal");
+        let top = examples();
+        terminal
+            .draw(|frame| draw::all(&top, frame))
+            .expect("drawn");
+        let picture = picture::of(terminal.backend().buffer());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/top.svg");
+        if std::env::var_os("UPDATE_PICTURES").is_some() {
+            fs::write(&path, &picture).expect("written");
+        }
+        let kept = fs::read_to_string(path).expect("a picture");
+        assert!(
+            kept == picture,
+            "look at what UPDATE_PICTURES=1 makes of docs/top.svg"
+        );
     }
 
     #[test]
