@@ -59,9 +59,13 @@ pub fn compile(
     reserved: &[Reserved],
 ) -> Result<Policy, CompileError> {
     numbering.begin();
+    let asked = placed::catalogue(bundle);
     let (bundle, uncovered) = placed::placed(bundle, facts);
     let bundle = &with_declassified(bundle, facts);
     let credentials = credential_ids(bundle, numbering)?;
+    let catalogue = (bundle.credentials.iter().zip(&credentials))
+        .filter_map(|(credential, number)| Some((*number, asked.get(&credential.id)?.clone())))
+        .collect();
     let rights = Rights::of(bundle, facts, reserved, &credentials, numbering)?;
     let identities = Identities::of(bundle, facts, numbering)?;
     let mut scopes = Scopes::default();
@@ -126,6 +130,7 @@ pub fn compile(
         credential_info: credential_info(bundle, reserved, &credentials, &rights),
         entitlement_info: rights.into_info(),
         uncovered,
+        catalogue,
         members,
         identities,
         matcher,

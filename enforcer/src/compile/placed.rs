@@ -1,6 +1,8 @@
 //! From sources that only the node can place to the places that they are here.
 
-use crate::bundle::{Bundle, Source, entries};
+use std::collections::BTreeMap;
+
+use crate::bundle::{Bundle, Credential, Source, entries};
 
 use super::Facts;
 
@@ -16,7 +18,20 @@ pub struct Uncovered {
 }
 
 const NO_PODS: &str = "nothing tells this node which volumes of its pods it is in; name kubelet's directory as a `directory`, or a `file` in it";
-const IN_CONTAINERS: &str = "what is in containers' own file systems is not protected; `enforcer credentials scan` finds it";
+const IN_CONTAINERS: &str = "of what is in containers' own file systems only what is there when they start is protected; `enforcer credentials scan` finds the rest";
+
+/// What each credential has of the catalogue.
+pub(super) fn catalogue(bundle: &Bundle) -> BTreeMap<String, Vec<String>> {
+    let of = |credential: &Credential| {
+        let ids = credential.sources.iter().filter_map(|source| match source {
+            Source::Catalogue(id) => Some(id.clone()),
+            _ => None,
+        });
+        let ids: Vec<String> = ids.collect();
+        (!ids.is_empty()).then(|| (credential.id.clone(), ids))
+    };
+    bundle.credentials.iter().filter_map(of).collect()
+}
 
 /// The bundle with every source at its places on this node, and what has none.
 pub(super) fn placed(bundle: &Bundle, facts: &Facts) -> (Bundle, Vec<Uncovered>) {

@@ -53,6 +53,8 @@ pub struct Policy {
     pub ancestors: BTreeMap<Executable, u32>,
     /// Paths that become credentials when they appear.
     pub watch: WatchTree,
+    /// What of the catalogue is looked for in containers, by ids of its entries or what they begin with.
+    pub catalogue: BTreeMap<CredentialId, Vec<String>>,
     /// What to say of each credential.
     pub credential_info: BTreeMap<CredentialId, CredentialInfo>,
     /// What to say of each entitlement.

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::bundle::{CredentialKind, Entry};
 pub use material::{Item, inspect};
+pub use search::locations;
 pub use text::text;
 pub use view::View;
 

@@ -35,18 +35,42 @@ enum Part {
     Any,
 }
 
-/// Adds what is below the view's root.
-pub fn search(view: &View, report: &mut Report) {
+/// Where files of this entry may be below the view's root; whether one is there is seen when it is looked at.
+pub fn locations(view: &View, entry: &Entry) -> Vec<PathBuf> {
+    let homes = homes(view);
+    let patterns = files(view, entry).flat_map(|pattern| at_homes(pattern, &homes));
+    let patterns = patterns.collect::<Vec<_>>();
+    let all = patterns.iter().flat_map(|pattern| both(pattern));
+    all.flat_map(|pattern| paths(view, &pattern))
+        .filter(|path| !is_public(entry, path))
+        .collect()
+}
+
+fn homes(view: &View) -> Vec<String> {
     let mut homes = home_patterns(&view.homes);
     homes.truncate(MOST_HOMES);
+    homes
+}
+
+fn files<'a>(view: &View, entry: &'a Entry) -> impl Iterator<Item = &'a String> {
+    let own = match view.host {
+        true => &entry.host,
+        false => &entry.containers,
+    };
+    entry.paths.iter().chain(own)
+}
+
+/// The half of a key that anybody may read.
+fn is_public(entry: &Entry, path: &Path) -> bool {
+    entry.kind == CredentialKind::PrivateKey && path.extension().is_some_and(|it| it == "pub")
+}
+
+/// Adds what is below the view's root.
+pub fn search(view: &View, report: &mut Report) {
+    let homes = homes(view);
     let mut seen = HashSet::new();
     for entry in catalogue() {
-        let own = if view.host {
-            &entry.host
-        } else {
-            &entry.containers
-        };
-        let files = entry.paths.iter().chain(own);
+        let files = files(view, entry);
         let files = files.map(|pattern| (pattern, SFlag::S_IFREG));
         let sockets = entry
             .sockets
@@ -141,11 +165,7 @@ fn follow(view: &View, at: &Path, parts: &[Part], depth: usize, found: &mut Vec<
 
 /// What is at a path, if it is a file or socket as `wanted`.
 fn look(view: &View, entry: &'static Entry, path: &Path, wanted: SFlag) -> Option<Found> {
-    if !view.spend() {
-        return None;
-    }
-    let public = path.extension().is_some_and(|it| it == "pub");
-    if entry.kind == CredentialKind::PrivateKey && public {
+    if !view.spend() || is_public(entry, path) {
         return None;
     }
     let opened = view.open(path, OFlag::O_PATH).ok()?;

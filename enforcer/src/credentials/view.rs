@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::sys::stat::{SFlag, fstat};
 
 use super::access::Names;
 use super::material::printable;
@@ -73,6 +74,18 @@ impl View {
             .flags(flags | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
         openat2(&self.root, path, how)
+    }
+
+    /// A regular file, as a place that is yet to be opened.
+    ///
+    /// # Errors
+    /// It is not there, or something else.
+    pub fn place(&self, path: &Path) -> io::Result<OwnedFd> {
+        let place = self.open(path, OFlag::O_PATH)?;
+        match fstat(&place)?.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits() {
+            true => Ok(place),
+            false => Err(io::Error::other("no regular file")),
+        }
     }
 
     /// Whether one more thing may be looked at.

@@ -174,7 +174,7 @@ impl Engine {
             );
         }
         let starting = self.containers.starting();
-        starting.matter(policy.asks_for_containers());
+        starting.matter(policy.asks_for_containers() || !policy.catalogue.is_empty());
         self.in_force = Some(InForce {
             bundle,
             policy,

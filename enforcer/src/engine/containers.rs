@@ -10,6 +10,7 @@ use enforcer_common::tables::{Cgroup, Versioned};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
+use super::located::Located;
 use super::programs::Programs;
 use super::{Engine, Error, InForce};
 use crate::bundle::{Credential, Source};
@@ -79,6 +80,8 @@ pub struct Containers {
     pub(super) known: BTreeMap<String, Container>,
     /// Their programs, by the same.
     pub(super) programs: BTreeMap<String, Programs>,
+    /// Their files that are credentials, by the same.
+    pub(super) located: BTreeMap<String, Located>,
     /// The paths of their cgroups.
     paths: HashMap<CgroupId, String>,
     /// Those that no runtime knows, by their cgroups' paths, and whether that was told.
@@ -153,6 +156,7 @@ impl Containers {
             runtimes: Arc::new(runtimes),
             known: BTreeMap::new(),
             programs: BTreeMap::new(),
+            located: BTreeMap::new(),
             paths: HashMap::new(),
             unknown: BTreeMap::new(),
             starting,
@@ -389,6 +393,7 @@ impl Engine {
         if let Some(path) = self.containers.paths.remove(&id) {
             self.containers.known.remove(&path);
             self.containers.programs.remove(&path);
+            self.forget_inside(&path);
             self.containers.unknown.remove(&path);
             self.containers.starting.end(&path);
         }
@@ -500,6 +505,7 @@ impl Engine {
         let Some(policy) = self.in_force.as_ref().map(|it| it.policy.clone()) else {
             return Ok(());
         };
+        self.protect_inside(&policy, path)?;
         if !policy.asks_for_containers() {
             return Ok(());
         }

@@ -5,6 +5,7 @@ pub mod containers;
 mod governed;
 mod inherit;
 mod lists;
+mod located;
 mod losses;
 mod marks;
 mod numbers;

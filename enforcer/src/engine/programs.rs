@@ -8,6 +8,7 @@ use enforcer_common::ids::ExecutableKey;
 
 use super::Engine;
 use super::containers::Containers;
+use super::located::asks_for_catalogue;
 use crate::bundle::{Bundle, Executable};
 use crate::compile::{Contained, Container};
 use crate::kernel::at_root;
@@ -63,12 +64,12 @@ impl Containers {
         all
     }
 
-    /// Whether the container's root is still to come, where its programs matter to the bundle.
+    /// Whether the container's root is still to come, where what is in it matters to the bundle.
     pub(super) fn awaits_root(&self, bundle: &Bundle, path: &str, container: &Container) -> bool {
         let since = self.starting().since(path);
         let directory = at_root::path().map(|root| root.join(path.trim_start_matches('/')));
         since.is_some_and(|since| since < ROOT_WITHIN)
-            && matters(bundle, container)
+            && (matters(bundle, container) || asks_for_catalogue(bundle))
             && directory.is_ok_and(|it| root_of(&it).is_none())
     }
 }

@@ -56,9 +56,10 @@ impl Engine {
             }
         }
         self.write_watch_tree(old, new)?;
-        let prepared = self
-            .files
-            .prepare(&mut self.loaded.ebpf, new, self.generation, next)?;
+        let inside = self.look_into_containers(new)?;
+        let prepared =
+            self.files
+                .prepare(&mut self.loaded.ebpf, new, self.generation, next, inside)?;
         self.canaries.protect(&mut self.loaded.ebpf, new)?;
         self.mark_canaries(new);
         let places = self.places(new, Some(&prepared));

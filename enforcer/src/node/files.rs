@@ -1,5 +1,6 @@
 //! Files that are credentials, and the directories on the way to them.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -129,20 +130,24 @@ impl Files {
         self.protected.iter().map(|(key, (id, _))| (*key, *id))
     }
 
-    /// Watches the tree's directories and protects what matches in them, from generation `next` on. Directories
-    /// are watched before they are listed, so that what appears meanwhile is not missed.
+    /// Watches the tree's directories and protects what matches in them, from generation `next` on, and the files
+    /// `inside` containers. Directories are watched before they are listed, so that what appears meanwhile is not missed.
     pub fn prepare(
         &mut self,
         ebpf: &mut Ebpf,
         policy: &Policy,
         current: Generation,
         next: Generation,
+        inside: Vec<(InodeKey, CredentialId, PathBuf)>,
     ) -> Result<Prepared, maps::Error> {
         let mut scan = Scan::default();
         let marks = &mut self.marks;
         let root = Path::new("/");
         let nodes = [policy.watch.root];
         visit(ebpf, policy, marks, root, &nodes, DEPTH, &mut scan)?;
+        for (key, credential, path) in inside {
+            scan.files.entry(key).or_insert((credential, path));
+        }
         let found = &scan.sockets;
         self.open_sockets
             .retain(|known| found.iter().any(|(path, _)| path == known));
@@ -286,6 +291,37 @@ impl Files {
         Protected::new(ebpf)?.put(file, credential)?;
         self.protected.insert(file, (credential, path));
         Ok(true)
+    }
+
+    /// Protects these as well, unless they are something already.
+    pub fn add(
+        &mut self,
+        ebpf: &mut Ebpf,
+        files: Vec<(InodeKey, CredentialId, PathBuf)>,
+    ) -> Result<(), maps::Error> {
+        let mut protected = Protected::new(ebpf)?;
+        for (key, credential, path) in files {
+            if let Entry::Vacant(entry) = self.protected.entry(key) {
+                protected.put(key, credential)?;
+                entry.insert((credential, path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Protects these no more.
+    pub fn forget<'a>(
+        &mut self,
+        ebpf: &mut Ebpf,
+        files: impl Iterator<Item = &'a InodeKey>,
+    ) -> Result<(), maps::Error> {
+        let mut protected = Protected::new(ebpf)?;
+        for key in files {
+            if self.protected.remove(key).is_some() {
+                protected.remove(key)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds the sockets of a scan to its files, where this tier gates them. Those that are made later are known to the

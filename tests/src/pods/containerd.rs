@@ -17,6 +17,7 @@ use crate::harness::wait_for;
 
 /// The image of every container: this program as `/actor`.
 pub const IMAGE: &str = "localhost/enforcer-actor:1";
+const LEFT: &[u8] = b"[default]\naws_secret_access_key = the secret itself\n";
 /// Nothing of it is shared with other runtimes of the machine.
 const HOME: &str = "/srv/containerd";
 
@@ -158,11 +159,12 @@ exec {} "$@"
     )
 }
 
-/// An image in Docker's format: one layer, with this program alone.
+/// An image in Docker's format: one layer, with this program, and credentials that somebody left in it.
 pub fn write_image(to: &Path) -> Result<()> {
     let program = fs::read("/proc/self/exe")?;
     let mut layer = Builder::new(Vec::new());
     add(&mut layer, "actor", 0o755, &program)?;
+    add(&mut layer, "root/.aws/credentials", 0o600, LEFT)?;
     let layer = layer.into_inner()?;
     let hex: String = Sha256::digest(&layer)
         .iter()

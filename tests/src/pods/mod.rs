@@ -7,6 +7,7 @@ mod engines;
 mod kubelet;
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     thread,
@@ -51,6 +52,7 @@ type Case = (&'static str, fn(&mut Stage<'_>) -> Result<()>);
 const CASES: &[Case] = &[
     ("who_is_in_a_pod", who_is_in_a_pod),
     ("which_program_in_it", which_program_in_it),
+    ("left_in_an_image", left_in_an_image),
     ("many_at_once", many_at_once),
     ("secrets_that_are_rotated", secrets_that_are_rotated),
     ("no_identity_is_borrowed", no_identity_is_borrowed),
@@ -321,6 +323,53 @@ fn who_is_in_a_pod(stage: &mut Stage<'_>) -> Result<()> {
         String::from_utf8_lossy(&shell.stdout)
     );
 
+    // Who looks for a pod's denials sees those, and of no other.
+    let told = |words: &[&str]| -> Result<BTreeSet<String>> {
+        let words = [
+            &[
+                "events",
+                "--last",
+                "1000",
+                "-o",
+                "json",
+                "--verdict",
+                "deny",
+            ],
+            words,
+        ]
+        .concat();
+        let said = daemon::enforcer(&words)?.stdout;
+        let records = said
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        let pods = records.map(|line| {
+            let record: Value = serde_json::from_slice(line)?;
+            let pod = &record["instance"]["pod"];
+            Ok(format!("{}/{}", pod["namespace"], pod["name"]).replace('"', ""))
+        });
+        pods.collect()
+    };
+    let only = |pods: &[&str]| {
+        pods.iter()
+            .map(ToString::to_string)
+            .collect::<BTreeSet<_>>()
+    };
+    for (words, expected) in [
+        (&["--namespace", "other"][..], only(&["other/billing-7"])),
+        (
+            &["--namespace", "payments", "--pod", "billing-7"],
+            only(&["payments/billing-7"]),
+        ),
+        (&["--exclude", "pod=billing-7"], only(&["payments/batch"])),
+    ] {
+        let told = told(words)?;
+        ensure!(
+            told == expected,
+            "`enforcer events {}` told of {told:?}",
+            words.join(" ")
+        );
+    }
+
     // Another daemon finds them as they are.
     daemon.stop()?;
     let daemon = stage.daemon(&bundle())?;
@@ -393,6 +442,48 @@ fn which_program_in_it(stage: &mut Stage<'_>) -> Result<()> {
         );
     }
     daemon.stop()
+}
+
+/// What the catalogue knows and an image brings is protected in each of its containers, those that run already too.
+fn left_in_an_image(stage: &mut Stage<'_>) -> Result<()> {
+    const LEFT: &str = "/root/.aws/credentials";
+    const STEPS: &[&str] = &["/actor", "read", LEFT, "sleep", "1000000000"];
+    let cri = stage.cri.clone();
+    let bundle = Bundle::default()
+        .credential("id: aws, sources: [{catalogue: aws}]")
+        .workload(
+            "billing",
+            "kubernetes: {namespace: payments, container: app}",
+        )
+        .entitlement("E1", "billing", "aws", "destinations: none");
+    let pod = stage.pod("other", "before", &[])?;
+    let before = start(&cri, &pod, "app", STEPS, &[])?;
+    expect(&before, "a container without the daemon", 0)?;
+
+    let daemon = stage.daemon(&bundle)?;
+    let again = cri.exec(&before.container, &STEPS[..3])?;
+    ensure!(again.exit_code == 1, "one that ran already was let");
+    let pod = stage.pod("payments", "billing", &[])?;
+    let app = start(&cri, &pod, "app", STEPS, &[])?;
+    expect(&app, "the entitled container", 0)?;
+    let sidecar = start(&cri, &pod, "sidecar", STEPS, &[])?;
+    expect(&sidecar, "its sidecar", libc::EPERM)?;
+    let event = refusal(&daemon, &sidecar.container)?;
+    ensure!(
+        event.credential() == "aws"
+            && event.0["file"] == LEFT
+            && event.reason() == "wrong-workload",
+        "the event is {}",
+        event.0
+    );
+    daemon.stop()?;
+    let after = cri.exec(&sidecar.container, &STEPS[..3])?;
+    ensure!(
+        after.exit_code == 0,
+        "after the daemon: {}",
+        after.exit_code
+    );
+    Ok(())
 }
 
 /// Pods that all start at once, half of them entitled, each reading as its first act: none is wrongly refused, none wrongly
