@@ -70,6 +70,9 @@ enum Command {
         /// How many
         #[arg(long, default_value_t = 1_000)]
         count: u64,
+        /// From each so manieth on they are of another build
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
+        upgrades: u64,
         /// Where the random moments start
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -170,8 +173,12 @@ fn main() -> ExitCode {
                 attacks::soak::run(&filter, how_long, shared)
             });
         }
-        Command::Kills { count, seed } => {
-            return apart(false, |_| cases::kills::run(count, seed));
+        Command::Kills {
+            count,
+            upgrades,
+            seed,
+        } => {
+            return apart(false, |_| cases::kills::run(count, upgrades, seed));
         }
         Command::Mixed { minutes } => {
             let how_long = Duration::from_secs(60 * minutes);

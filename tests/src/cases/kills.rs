@@ -16,16 +16,15 @@ use super::{
 };
 use crate::harness::{Daemon, daemon};
 
-/// From now and then on the next daemon is one of another build, whose programs take the place of the others.
-const ANOTHER_BUILD_EVERY: u64 = 250;
+/// Those of another build, whose programs take the place of the others.
 const SIZES: [&[&str]; 2] = [&[], &["--holders", "60000"]];
 /// As much longer than a daemon takes to be there may it live.
 const LIVES: u32 = 2;
 
 type Tables = BTreeMap<String, u64>;
 
-/// Kills `count` daemons. The moments follow from `seed`.
-pub fn run(count: u64, seed: u64) -> Result<bool> {
+/// Kills `count` daemons; from each `upgrades`th on they are of another build. The moments follow from `seed`.
+pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
     let mut scene = Scene::set_up(false)?;
     Daemon::start(&standard::bundle()?, SIZES[0])?.hand_over()?;
     // What a daemon takes to take over.
@@ -48,15 +47,12 @@ pub fn run(count: u64, seed: u64) -> Result<bool> {
         } else {
             renumbered()?
         };
-        if number % ANOTHER_BUILD_EVERY == 0 {
+        if number % upgrades == 0 {
             build = (build + 1) % SIZES.len();
-            // It is to become whole.
-            Daemon::start(&bundle, SIZES[build])?.kill()?;
-        } else {
-            let daemon = Daemon::launch_with(&bundle, SIZES[build])?;
-            thread::sleep(moments.next(begins * LIVES));
-            daemon.kill()?;
         }
+        let daemon = Daemon::launch_with(&bundle, SIZES[build])?;
+        thread::sleep(moments.next(begins * LIVES));
+        daemon.kill()?;
         if number % 100 == 0 {
             println!("{number} after {:.0} s", begun.elapsed().as_secs_f64());
         }
