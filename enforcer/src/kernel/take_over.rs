@@ -219,7 +219,8 @@ fn remove_unfinished(pins: &Pins) -> Result<(), Error> {
     let sets = pins.sets()?;
     let others = sets.len() > 1;
     for set in sets {
-        if !set.is_unfinished() && !(others && legacy::generation(&set)? == Generation(0)) {
+        let never_in_force = || Ok::<_, Error>(legacy::generation(&set)? == Generation(0));
+        if !(set.is_unfinished() || others && never_in_force()?) {
             continue;
         }
         let gone = set.map_ids()?;

@@ -123,16 +123,14 @@ fn who<'a>(bundle: &'a Bundle, row: &'a Row) -> Result<Who<'a>, &'static str> {
         return Ok(Who::Listed(&workload.id));
     }
     match &row.place {
-        Place::Pod(pod) => return Ok(Who::OfPod(pod)),
-        Place::Named(name) => return Ok(Who::Container(name)),
-        Place::Container => {
-            return Err("it was in a container, and nothing said what that is");
-        }
+        Place::Pod(pod) => Ok(Who::OfPod(pod)),
+        Place::Named(name) => Ok(Who::Container(name)),
+        Place::Container => Err("it was in a container, and nothing said what that is"),
         Place::Session => {
-            return Err("it was in a login session; who may do this by hand is for you to say");
+            Err("it was in a login session; who may do this by hand is for you to say")
         }
         Place::Unit(_) | Place::Nowhere if !is_path(&row.executable) => {
-            return Err("the program's path is not known, or it has been replaced since");
+            Err("the program's path is not known, or it has been replaced since")
         }
         Place::Unit(unit) => Ok(Who::InUnit(unit, &row.executable)),
         Place::Nowhere => Ok(Who::OfUser(&row.executable, row.uid)),

@@ -92,7 +92,10 @@ mod tests {
                 NAMESPACE[0]
             )
         };
-        let exempt = Exempt::new(vec!["kube-system".to_owned()], &[socket.clone()]);
+        let exempt = Exempt::new(
+            vec!["kube-system".to_owned()],
+            std::slice::from_ref(&socket),
+        );
         let own = container("a", &of("kube-system"));
         assert!(exempt.has(&own));
         assert!(!exempt.has(&container("b", &of("kube-system-2"))));
