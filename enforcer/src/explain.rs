@@ -66,15 +66,19 @@ pub fn question(ask: &Ask, engine: &mut Engine) -> Result<Question, String> {
             found.ok_or_else(|| format!("there is no process {pid}"))?
         }
         None => {
-            let executable = ask.executable.as_ref();
-            let executable = executable.map(|path| engine.executable_key(path));
-            let executable = executable
-                .transpose()
-                .map_err(|error| crate::chain(&error))?;
-            let cgroup = match &ask.container {
-                Some(name) => engine.cgroup_of_container(name)?,
-                None => ask.cgroup.clone().unwrap_or_else(|| "/".to_owned()),
+            let contained = ask.container.as_ref();
+            let contained = contained.map(|name| engine.cgroup_of_container(name));
+            let contained = contained.transpose()?;
+            let executable = match (&ask.executable, &contained) {
+                (None, _) => None,
+                (Some(path), Some(cgroup)) => Some(engine.executable_key_inside(cgroup, path)?),
+                (Some(path), None) => {
+                    let key = engine.executable_key(path);
+                    Some(key.map_err(|error| crate::chain(&error))?)
+                }
             };
+            let cgroup = contained.or_else(|| ask.cgroup.clone());
+            let cgroup = cgroup.unwrap_or_else(|| "/".to_owned());
             Task {
                 executable: executable.unwrap_or_default(),
                 identity: engine.identity_of(&cgroup, &ask.ancestors, ask.interactive),

@@ -243,7 +243,7 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
             }
             _ = reconcile.tick() => {
                 engine.reconcile();
-                engine.look_after_containers();
+                engine.look_after_containers().await;
             }
             Some(word) = heard.next() => engine.heard(word).await,
             Some(change) = recorded.changes.recv() => match change {

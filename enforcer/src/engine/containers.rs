@@ -82,6 +82,8 @@ pub struct Containers {
     pub(super) programs: BTreeMap<String, Programs>,
     /// Their files that are credentials, by the same.
     pub(super) located: BTreeMap<String, Located>,
+    /// One of those has gone that had any.
+    left_files: bool,
     /// The paths of their cgroups.
     paths: HashMap<CgroupId, String>,
     /// Those that no runtime knows, by their cgroups' paths, and whether that was told.
@@ -157,6 +159,7 @@ impl Containers {
             known: BTreeMap::new(),
             programs: BTreeMap::new(),
             located: BTreeMap::new(),
+            left_files: false,
             paths: HashMap::new(),
             unknown: BTreeMap::new(),
             starting,
@@ -172,6 +175,16 @@ impl Containers {
             lists: lists.transpose()?,
         };
         Ok((containers, heard))
+    }
+
+    /// A container has gone.
+    fn forget(&mut self, path: &str) {
+        self.known.remove(path);
+        self.programs.remove(path);
+        self.unknown.remove(path);
+        self.starting.end(path);
+        let located = self.located.remove(path).unwrap_or_default();
+        self.left_files |= located.values().any(|found| !found.is_empty());
     }
 
     /// Those that are being started.
@@ -391,11 +404,7 @@ impl Engine {
     /// A cgroup is gone.
     pub(super) fn cgroup_removed(&mut self, id: CgroupId) {
         if let Some(path) = self.containers.paths.remove(&id) {
-            self.containers.known.remove(&path);
-            self.containers.programs.remove(&path);
-            self.forget_inside(&path);
-            self.containers.unknown.remove(&path);
-            self.containers.starting.end(&path);
+            self.containers.forget(&path);
         }
     }
 
@@ -445,7 +454,7 @@ impl Engine {
                 self.tell_classified(&path);
                 // It may have ended before it was known what it is.
                 if !is_there(&path) {
-                    self.containers.known.remove(&path);
+                    self.containers.forget(&path);
                 }
             }
             Said::NotYet => {
@@ -536,8 +545,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks again of what no runtime knew, and marks programs that were replaced.
-    pub fn look_after_containers(&mut self) {
+    /// Asks again of what no runtime knew, marks programs that were replaced, and protects no more what has gone with its
+    /// container: what others have of it, or the host, stays protected throughout.
+    pub async fn look_after_containers(&mut self) {
+        if std::mem::take(&mut self.containers.left_files) {
+            self.reapply().await;
+        }
         if let Some(hold) = &mut self.containers.hold {
             hold.mark();
         }

@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use enforcer_common::ids::{CredentialId, InodeKey};
 
+use super::programs::root;
 use super::{Engine, Error};
 use crate::bundle::{Bundle, Source, entries};
 use crate::compile::Policy;
 use crate::credentials::{View, locations};
-use crate::kernel::at_root;
 use crate::kernel::capture::{self, capture};
-use crate::node::containers::root_of;
 
 /// What was found in one container, by what of the catalogue was looked for. It is looked for once: as early as can be.
 pub(super) type Located = BTreeMap<String, Vec<Found>>;
@@ -60,9 +59,8 @@ impl Engine {
         let asked = policy.catalogue.values().flatten();
         let missing: Vec<&String> = asked.filter(|id| !known.contains_key(*id)).collect();
         if !missing.is_empty() {
-            let directory = at_root::path()?.join(cgroup.trim_start_matches('/'));
             // It has ended, or has no root of its own.
-            let Some(view) = root_of(&directory) else {
+            let Some(view) = root(cgroup) else {
                 return Ok(Vec::new());
             };
             for id in missing {
@@ -116,19 +114,6 @@ impl Engine {
         self.files.add(&mut self.loaded.ebpf, found)?;
         self.publish_places(policy);
         Ok(())
-    }
-
-    /// A container has gone, and its files with it: their numbers may become others'.
-    pub(super) fn forget_inside(&mut self, cgroup: &str) {
-        let located = self.containers.located.remove(cgroup).unwrap_or_default();
-        let keys = located.values().flatten().flat_map(|file| &file.keys);
-        if let Err(error) = self.files.forget(&mut self.loaded.ebpf, keys) {
-            tracing::error!(
-                cgroup,
-                "what was protected in a container stays in the table: {}",
-                crate::chain(&error)
-            );
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Programs in containers, where workloads are selected by them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -11,6 +12,7 @@ use super::containers::Containers;
 use super::located::asks_for_catalogue;
 use crate::bundle::{Bundle, Executable};
 use crate::compile::{Contained, Container};
+use crate::credentials::View;
 use crate::kernel::at_root;
 use crate::node::containers::root_of;
 use crate::node::executables::look_inside;
@@ -28,8 +30,7 @@ impl Programs {
         if let Some(known) = self.0.get(program) {
             return known.clone();
         }
-        let directory = at_root::path().map(|root| root.join(cgroup.trim_start_matches('/')));
-        let Some(view) = directory.ok().and_then(|it| root_of(&it)) else {
+        let Some(view) = root(cgroup) else {
             return Vec::new();
         };
         let keys = look_inside(ebpf, &view, program);
@@ -67,19 +68,41 @@ impl Containers {
     /// Whether the container's root is still to come, where what is in it matters to the bundle.
     pub(super) fn awaits_root(&self, bundle: &Bundle, path: &str, container: &Container) -> bool {
         let since = self.starting().since(path);
-        let directory = at_root::path().map(|root| root.join(path.trim_start_matches('/')));
         since.is_some_and(|since| since < ROOT_WITHIN)
             && (matters(bundle, container) || asks_for_catalogue(bundle))
-            && directory.is_ok_and(|it| root_of(&it).is_none())
+            && root(path).is_none()
     }
 }
 
 impl Engine {
+    /// Captures an executable of a container, as it is now.
+    pub fn executable_key_inside(
+        &mut self,
+        cgroup: &str,
+        path: &Path,
+    ) -> Result<ExecutableKey, String> {
+        let program = Executable {
+            path: path.to_owned(),
+            sha256: None,
+            fs_verity: None,
+        };
+        let root = root(cgroup).ok_or_else(|| format!("the container at {cgroup} has gone"))?;
+        let keys = look_inside(&mut self.loaded.ebpf, &root, &program);
+        let key = keys.first().copied();
+        key.ok_or_else(|| format!("there is no file {} in the container", path.display()))
+    }
+
     /// Whether the bundle in force asks for a program in containers like this.
     pub(super) fn asks_for_programs_in(&self, container: &Container) -> bool {
         let in_force = self.in_force.as_ref();
         in_force.is_some_and(|it| matters(&it.bundle, container))
     }
+}
+
+/// The root of the container at this cgroup, if it has one of its own.
+pub(super) fn root(cgroup: &str) -> Option<View> {
+    let cgroups = at_root::path().ok()?;
+    root_of(&cgroups.join(cgroup.trim_start_matches('/')))
 }
 
 fn matters(bundle: &Bundle, container: &Container) -> bool {

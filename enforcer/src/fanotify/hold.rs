@@ -2,8 +2,8 @@
 //!
 //! A runtime makes a container's cgroup in one run of its program and starts what the container runs in the next, which it
 //! waits for to begin: `create` and `start` of the OCI runtime specification. A mark for FAN_OPEN_EXEC_PERM (since 5.0) on
-//! the program stops that second one before it does anything, and nobody who is such a program already. When this process ends, the kernel lets
-//! everyone go on.
+//! the program stops that second one before it does anything, and nobody who is such a program already. When this process
+//! ends, the kernel lets everyone go on.
 
 use std::collections::BTreeSet;
 use std::fs;

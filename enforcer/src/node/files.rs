@@ -309,21 +309,6 @@ impl Files {
         Ok(())
     }
 
-    /// Protects these no more.
-    pub fn forget<'a>(
-        &mut self,
-        ebpf: &mut Ebpf,
-        files: impl Iterator<Item = &'a InodeKey>,
-    ) -> Result<(), maps::Error> {
-        let mut protected = Protected::new(ebpf)?;
-        for key in files {
-            if self.protected.remove(key).is_some() {
-                protected.remove(key)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Adds the sockets of a scan to its files, where this tier gates them. Those that are made later are known to the
     /// kernel from the start.
     fn recognise_sockets(&mut self, ebpf: &mut Ebpf, scan: &mut Scan) {

@@ -447,6 +447,7 @@ fn which_program_in_it(stage: &mut Stage<'_>) -> Result<()> {
 /// What the catalogue knows and an image brings is protected in each of its containers, those that run already too.
 fn left_in_an_image(stage: &mut Stage<'_>) -> Result<()> {
     const LEFT: &str = "/root/.aws/credentials";
+    const SHARED: &str = "/srv/t/shared";
     const STEPS: &[&str] = &["/actor", "read", LEFT, "sleep", "1000000000"];
     let cri = stage.cri.clone();
     let bundle = Bundle::default()
@@ -476,6 +477,29 @@ fn left_in_an_image(stage: &mut Stage<'_>) -> Result<()> {
         "the event is {}",
         event.0
     );
+
+    // What two have is protected for as long as one of them is there.
+    write(format!("{SHARED}/credentials"), "the secret itself\n")?;
+    let mounts = [(SHARED, "/root/.aws")];
+    let pod = stage.pod("other", "stays", &[])?;
+    let stays = start(&cri, &pod, "app", STEPS, &mounts)?;
+    expect(&stays, "one with a directory that others have", libc::EPERM)?;
+    let pod = stage.pod("other", "goes", &[])?;
+    let goes = start(&cri, &pod, "app", STEPS, &mounts)?;
+    expect(&goes, "another with it", libc::EPERM)?;
+    let generation = || Ok::<_, anyhow::Error>(daemon::status()?["generation"].as_u64());
+    let before = generation()?;
+    let known = || daemon::status().ok()?["containers"]["known"].as_u64();
+    let all = known();
+    cri.remove(&stage.pods.pop().context("no pod")?)?;
+    wait_for("the container to go", || (known() < all).then_some(()))?;
+    let reads = || Ok::<_, anyhow::Error>(cri.exec(&stays.container, &STEPS[..3])?.exit_code);
+    ensure!(reads()? == 1, "it was let when another had gone");
+    wait_for("what has gone to be taken out", || {
+        (generation().ok()? > before).then_some(())
+    })?;
+    ensure!(reads()? == 1, "it was let when what had gone was taken out");
+
     daemon.stop()?;
     let after = cri.exec(&sidecar.container, &STEPS[..3])?;
     ensure!(
