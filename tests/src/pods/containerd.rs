@@ -138,7 +138,7 @@ impl Drop for Containerd {
         // Its shims are left to who made this cgroup; the mounts end with the namespace.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        super::unmount_below(Path::new(HOME));
+        super::stage::unmount_below(Path::new(HOME));
         if let Err(error) = fs::remove_dir_all(&self.layers) {
             eprintln!("enforcer-tests: {} is left: {error}", self.layers.display());
         }

@@ -185,7 +185,7 @@ impl Drop for Engine {
         let _ = signal::kill(Pid::from_raw(self.service.id() as i32), Signal::SIGTERM);
         let _ = self.service.wait();
         for directory in [&self.layers, &self.home] {
-            super::unmount_below(directory);
+            super::stage::unmount_below(directory);
             if let Err(error) = fs::remove_dir_all(directory) {
                 eprintln!("enforcer-tests: {} is left: {error}", directory.display());
             }
