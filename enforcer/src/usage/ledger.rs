@@ -77,7 +77,7 @@ pub struct OfPod {
     pub namespace: String,
     /// The pod's service account, if it is known.
     pub service_account: Option<String>,
-    /// Of the pod's labels those that say what it is ([`KIND_LABELS`]).
+    /// Of the pod's labels those that say what it is, by Kubernetes' conventions.
     pub labels: BTreeMap<String, String>,
     /// The container's name.
     pub container: String,
