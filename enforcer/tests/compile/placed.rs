@@ -57,7 +57,7 @@ fn the_catalogue_is_at_every_home() {
     let to = crate::support::destination("tcp", "169.254.170.2:80");
     let key = EndpointKey::new(&to.address, to.port());
     assert_eq!(policy.endpoints.get(&key).copied(), id("aws"));
-    // In containers it is not protected, and that is said; a socket of the host is not there.
+    // In containers not all of it is protected, and that is said; a socket of the host is not there.
     assert_eq!(
         uncovered(&policy),
         [("aws", "catalogue aws"), ("ssh", "catalogue ssh.user-key")]

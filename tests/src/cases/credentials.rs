@@ -89,7 +89,7 @@ fn catalogue_in_homes(scene: &mut Scene) -> Result<()> {
     let uncovered = daemon::status()?["uncoveredSources"].clone();
     let told = uncovered[0].as_str().unwrap_or_default();
     ensure!(
-        told.starts_with("cloud: catalogue aws: what is in containers"),
+        told.starts_with("cloud: catalogue aws: of what is in containers' own file systems only"),
         "status says of the catalogue in containers: {uncovered}"
     );
     Ok(())
