@@ -231,7 +231,13 @@ impl Set {
                 let path = directory.join(name);
                 fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
-            fs::remove_dir(&directory).map_err(failed("remove", &directory))?;
+            // Whoever made or removed the set may have died in between.
+            match fs::remove_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &directory)(error));
+                }
+                _ => {}
+            }
         }
         fs::remove_dir(&self.0).map_err(failed("remove", &self.0))?;
         // The kernel takes a link off some time after its last name has gone, and then ends its program.

@@ -16,6 +16,7 @@ cases![
     without_a_good_bundle,
     next_daemon_of_another_build,
     one_of_another_build_that_had_no_bundle,
+    half_written_pins,
     cleanup_only_without_a_daemon,
 ];
 
@@ -175,6 +176,19 @@ fn one_of_another_build_that_had_no_bundle(scene: &mut Scene) -> Result<()> {
     ensure!(sets()? == 1, "there are {} sets of pins", sets()?);
     is_still_held(holder)?;
     crowd.agrees()
+}
+
+/// A daemon may die at any moment of making its pins, or of removing another's.
+fn half_written_pins(scene: &mut Scene) -> Result<()> {
+    scene.off()?;
+    for half in ["new-1", "new-2/maps", "new-3/links"] {
+        fs::create_dir_all(format!("/sys/fs/bpf/enforcer/{half}"))?;
+    }
+    scene.standard()?;
+    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
+    ensure!(sets == 1, "there are {sets} sets of pins");
+    scene.check(&other(), &[(KEY, Refused(""))])?;
+    scene.check(&entitled(), &[(KEY, Allowed)]).map(drop)
 }
 
 fn cleanup_only_without_a_daemon(scene: &mut Scene) -> Result<()> {
