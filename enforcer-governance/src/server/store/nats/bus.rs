@@ -12,14 +12,16 @@ use async_nats::jetstream::stream::{
 };
 use async_nats::jetstream::{Context, ContextBuilder, kv, message::StreamMessage};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::Location;
 use crate::server::Error;
 
 /// How long one answer is waited for.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-/// How often something is tried: the streams' leaders may be dying.
-const TRIES: u32 = 8;
+/// How long something is tried for. Where a leader dies, NATS waits 4 to 9 s before it elects another,
+/// and again where nobody has got enough votes; until then nobody answers for its stream.
+const TRIED_FOR: Duration = Duration::from_secs(30);
 /// Between two times that something is tried.
 pub const BETWEEN: Duration = Duration::from_secs(1);
 /// Most bytes in one message; JetStream's own limit is 1 MiB by default.
@@ -156,7 +158,7 @@ impl Bus {
                 },
             }
         });
-        let failed = |error| self.failed(format!("{subject}: {error}, {TRIES} times"));
+        let failed = |error| self.failed(format!("{subject}: {error}, tried for {TRIED_FOR:?}"));
         published.await.map_err(failed)?
     }
 
@@ -178,7 +180,7 @@ impl Bus {
                 Err(error) => Err(error),
             }
         });
-        let failed = |error| self.failed(format!("{subject}: {error}, {TRIES} times"));
+        let failed = |error| self.failed(format!("{subject}: {error}, tried for {TRIED_FOR:?}"));
         read.await.map_err(failed)
     }
 
@@ -219,16 +221,16 @@ impl Bus {
     }
 }
 
-/// Does something again until it does not fail, or has failed too often.
+/// Does something again until it does not fail, or has failed for too long.
 pub async fn tried<T, E, F>(act: impl Fn() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
 {
-    for _ in 1..TRIES {
-        if let Ok(done) = act().await {
-            return Ok(done);
+    let end = Instant::now() + TRIED_FOR;
+    loop {
+        match act().await {
+            Err(_) if Instant::now() < end => tokio::time::sleep(BETWEEN).await,
+            done => return done,
         }
-        tokio::time::sleep(BETWEEN).await;
     }
-    act().await
 }
