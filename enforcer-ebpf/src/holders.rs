@@ -1,6 +1,6 @@
 //! Recording who holds what.
 
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::{bindings::BPF_EXIST, maps::HashMap};
 use enforcer_common::{
     branchless::opaque,
     capacity::HELD_PER_HOLDER,
@@ -164,7 +164,7 @@ pub fn unaccounted(instance: CgroupId) {
     let mut cgroup = Cgroup::default();
     if is_instance && settled(&CGROUPS, &instance, &mut cgroup) {
         cgroup.unaccounted = 1;
-        let _ = CGROUPS.insert(&instance, &cgroup, 0);
+        let _ = CGROUPS.insert(&instance, &cgroup, BPF_EXIST as u64);
     }
     if let Some(flag) = UNACCOUNTED.get_ptr_mut(u32::from(is_instance)) {
         // SAFETY: a pointer into an array map; every writer writes the same value.

@@ -14,6 +14,7 @@ use enforcer_common::{
     },
     iterate::{Asker, Marking, Wanted},
     layout::Offsets,
+    settled,
     tables::{
         AncestorSlot, Bundle, Capture, Cgroup, CgroupName, CopyUp, Credential, CredentialKey,
         EndpointKey, Governed, GrantKey, Grants, Holder, HolderKey, Origin, OriginKey, OwnObject,
@@ -158,6 +159,10 @@ pub static CREDENTIAL_NUMBERS: HashMap<NameDigest, CredentialId> =
 /// What governance had in force here, likewise.
 #[map]
 pub static GOVERNED: Array<Governed> = Array::with_max_entries(1, 0);
+
+/// What became of records, by the words of [`enforcer_common::settled`], likewise.
+#[map]
+pub static SETTLED: Array<u64> = Array::with_max_entries(settled::WORDS, BPF_F_MMAPABLE);
 
 /// The last number given to anything else, and the last generation, likewise.
 #[map]

@@ -261,7 +261,10 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     {
         engine.used(&record);
     }
-    engine.unwritten(recorded.uses.len());
+    recorded.uses.close();
+    while let Ok(record) = recorded.uses.try_recv() {
+        engine.not_told(&record);
+    }
     engine.stopping();
     outputs.finish().await;
     sinks.stop(LAST_DELIVERIES);

@@ -385,7 +385,7 @@ impl Engine {
             && cgroup.identity.at(generation) != exact
         {
             cgroup.identity = Versioned::constant(exact);
-            maps.put("CGROUPS", id, cgroup)?;
+            maps.put_known("CGROUPS", &id, &cgroup)?;
         }
         Ok(())
     }
@@ -539,7 +539,7 @@ impl Engine {
             let mut maps = Maps(&mut self.loaded.ebpf);
             if let Some(mut known) = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)? {
                 known.identity = Versioned::constant(identity);
-                maps.put("CGROUPS", cgroup.id, known)?;
+                maps.put_known("CGROUPS", &cgroup.id, &known)?;
             }
         }
         Ok(())

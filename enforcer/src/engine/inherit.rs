@@ -87,11 +87,12 @@ impl Engine {
                 Err(error) => not_known(&error),
             }
         }
-        if let Err(error) = self.loaded.retire() {
-            tracing::error!(
+        match self.loaded.retire() {
+            Ok(untold) => self.untold_uses.0 += untold,
+            Err(error) => tracing::error!(
                 "what an earlier daemon left stays, and refuses what it refuses: {}",
                 crate::chain(&error)
-            );
+            ),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What was not recorded, not told or not seen, and saying so.
 
-use enforcer_common::event::Ring;
+use enforcer_common::event::{Ring, Use};
 use serde_json::json;
 
 use super::Engine;
 use crate::kernel::maps::Maps;
 use crate::kernel::passed_over::More;
+use crate::kernel::settled::Settles;
 
 /// For whom something held could not be recorded, for want of room: they are judged as if they held too much.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -18,21 +19,34 @@ pub(super) struct Unaccounted {
 
 impl Engine {
     pub(super) fn report_losses(&mut self) {
-        let nameless = std::mem::take(&mut self.nameless);
-        self.unwritten(nameless);
+        let (count, settles) = std::mem::take(&mut self.untold_uses);
+        if count > 0 {
+            self.log.metrics().lost("daemon", count);
+            self.log.write_account(
+                "lost",
+                json!({"stage": "daemon", "count": count, "total": count}),
+                settles,
+            );
+        }
         let lost = self.lost;
         for ring in Ring::ALL {
             let index = *ring as usize;
-            let lost = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
-            let Ok(lost) = lost else { continue };
-            let lost = lost + self.gate.as_ref().map_or(0, |gate| gate.lost(*ring));
-            let new = lost - self.lost[index];
+            let counted = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
+            let Ok(counted) = counted else { continue };
+            let by_programs =
+                counted - std::mem::replace(&mut self.lost_by_programs[index], counted);
+            let gate = self.gate.as_ref();
+            let by_gate = gate.map_or(0, |gate| gate.take_lost(*ring));
+            let new = by_programs + by_gate;
             if new > 0 {
-                self.lost[index] = lost;
+                self.lost[index] += new;
                 self.log.metrics().lost(ring.name(), new);
-                self.log.write(
+                let mut settles = Settles::default();
+                settles.lost[index] = by_programs;
+                self.log.write_account(
                     "lost",
-                    json!({"stage": ring.name(), "count": new, "total": lost}),
+                    json!({"stage": ring.name(), "count": new, "total": self.lost[index]}),
+                    settles,
                 );
             }
         }
@@ -121,15 +135,11 @@ impl Engine {
         }
     }
 
-    /// Tells of records that arrived and will not be written: because the daemon stops, or has no bundle yet.
-    pub fn unwritten(&mut self, count: usize) {
-        if count > 0 {
-            self.log.metrics().lost("daemon", count as u64);
-            self.log.write(
-                "lost",
-                json!({"stage": "daemon", "count": count, "total": count}),
-            );
-        }
+    /// This one arrived and will not be written: because the daemon stops, or has no bundle yet. It is counted.
+    pub fn not_told(&mut self, record: &Use) {
+        let (count, settles) = &mut self.untold_uses;
+        *count += 1;
+        settles.add(Settles::of(record));
     }
 
     /// Tells of records that a sink has not delivered and never will.

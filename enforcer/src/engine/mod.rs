@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::Ebpf;
+use enforcer_common::event::Ring;
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{ExecutableKey, Generation, IdentityId, Tgid, Tid};
 use jiff::Timestamp;
@@ -42,6 +43,7 @@ use crate::kernel::own::{self, Own};
 use crate::kernel::passed_over::PassedOver;
 use crate::kernel::pins::{self, Set};
 use crate::kernel::rings::Records;
+use crate::kernel::settled::{Settled, Settles};
 use crate::kernel::take_over;
 use crate::kernel::tier::Tier;
 use crate::node::cgroups::Known;
@@ -157,12 +159,14 @@ pub struct Engine {
     proven: Result<(), String>,
     /// Whether holders are kept from everything, because a gate does not hold.
     degraded: bool,
-    lost: [u64; 3],
+    lost: [u64; Ring::ALL.len()],
+    /// How many of those the programs have counted.
+    lost_by_programs: [u64; Ring::ALL.len()],
     passed_over: PassedOver,
     /// Records for which a table had no room, since this was last told.
     table_full: u64,
-    /// Uses that could not be told, since this was last said.
-    nameless: usize,
+    /// Uses that will not be told, since this was last said, and what saying so settles.
+    untold_uses: (u64, Settles),
     /// For whom something held could not be recorded.
     unaccounted: Unaccounted,
     early_holders: usize,
@@ -200,6 +204,11 @@ impl Engine {
         let executable = std::env::current_exe().map_err(Error::Executable)?;
         Own::name_heir(&mut loaded.ebpf, Path::new("/proc/self/exe"))?;
         let inheritance = Inheritance::find(&mut loaded)?;
+        let settled = Settled::open(&loaded.ebpf)?;
+        // Taken out of the rings by a daemon that was killed.
+        let records = settled.unsettled(&loaded.ebpf)?;
+        let lost = settled.lost();
+        log.settle_in(settled);
         let canaries = Canaries::new(&mut loaded.ebpf, directory)?;
         let limit = options.actions_per_minute;
         let kills = || Limiter::new(limit, limit);
@@ -234,10 +243,17 @@ impl Engine {
             refused: None,
             proven: Err("not tried yet".to_owned()),
             degraded: inheritance.degraded,
-            lost: [0; 3],
+            lost,
+            lost_by_programs: lost,
             passed_over: PassedOver::default(),
             table_full: 0,
-            nameless: 0,
+            untold_uses: (
+                records,
+                Settles {
+                    records,
+                    ..Settles::default()
+                },
+            ),
             unaccounted: Unaccounted::default(),
             early_holders: 0,
             mounts: BTreeSet::new(),

@@ -152,7 +152,8 @@ impl Engine {
         let current = self.generation;
         let names = &new.cgroup_names;
         write_versioned(&mut maps, "CGROUP_NAMES", names, current, next)?;
-        let found = cgroups::scan(&at_root::path()?).map_err(Error::Cgroups)?;
+        let root = at_root::path()?;
+        let found = cgroups::scan(&root).map_err(Error::Cgroups)?;
         let held = Counters::open(maps.0, "HELD_PRESENT")?;
         for cgroup in found {
             let known = maps.get::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?;
@@ -176,11 +177,22 @@ impl Engine {
                 record.identity = known.identity;
             }
             let was_part = known.is_some_and(|it| it.is_part(cgroup.id));
-            if record.is_part(cgroup.id) && !was_part {
+            let is_more = record.is_part(cgroup.id) && !was_part;
+            if is_more {
                 held.add(Holder::cgroup_word(cgroup.id));
             }
-            if known != Some(record) {
-                maps.put("CGROUPS", cgroup.id, record)?;
+            // The kernel takes out the entry of a cgroup that goes. Written after that, nobody would.
+            let is_less = match known {
+                Some(known) if known == record => false,
+                Some(_) => !maps.put_known("CGROUPS", &cgroup.id, &record)?,
+                None => {
+                    maps.put("CGROUPS", cgroup.id, record)?;
+                    !cgroup.is_below(&root)
+                        && maps.remove::<CgroupId, Cgroup>("CGROUPS", &cgroup.id)?
+                }
+            };
+            if is_more && is_less {
+                held.take(Holder::cgroup_word(cgroup.id));
             }
         }
         Ok(())

@@ -14,6 +14,7 @@ use crate::compile::Policy;
 use crate::fanotify;
 use crate::kernel::clock::boot_now;
 use crate::kernel::iterate;
+use crate::kernel::settled::Settles;
 use crate::node::cgroups;
 use crate::node::containers::place_of;
 use crate::node::dumps;
@@ -25,15 +26,17 @@ impl Engine {
     pub fn used(&mut self, record: &Use) {
         let Some(in_force) = &self.in_force else {
             // It was decided by what an earlier daemon put in force, and nobody knows the names.
-            self.nameless += 1;
+            self.not_told(record);
             return;
         };
         let credential = in_force.policy.credential_info.get(&record.credential);
         if credential.is_some_and(|it| canary::is_canary(&it.id)) {
+            self.log.settle(Settles::of(record));
             return;
         }
         match self.is_news(record) {
             Ok(true) => {}
+            // Of the read gate alone, whose records come out of no ring.
             Ok(false) => return,
             Err(error) => tracing::error!("a use cannot be counted: {}", crate::chain(&error)),
         }

@@ -181,14 +181,14 @@ impl ReadGate {
         (count(&self.counts.answered), count(&self.counts.unclear))
     }
 
-    /// How many records were not passed on.
-    pub fn lost(&self, ring: Ring) -> u64 {
+    /// How many records were not passed on since this was last asked.
+    pub fn take_lost(&self, ring: Ring) -> u64 {
         let counter = match ring {
             Ring::Denials => &self.counts.denials,
             Ring::Uses => &self.counts.uses,
             Ring::Notices => &self.counts.notices,
         };
-        counter.load(Ordering::Relaxed)
+        counter.swap(0, Ordering::Relaxed)
     }
 
     /// From now on decisions are made by this. Returns when none is made by the previous one any more.

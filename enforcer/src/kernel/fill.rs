@@ -49,17 +49,26 @@ impl Fill {
     /// Bytes that wait to be read.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let programs = self.page.get() / size_of::<AtomicUsize>();
-        // SAFETY: each at the beginning of one of the two pages, which are mapped as long as this lives.
-        let (read, written) = unsafe {
-            (
-                self.positions.as_ref(),
-                self.positions.add(programs).as_ref(),
-            )
-        };
         // The reader's first: it never overtakes the programs'.
-        let read = read.load(Ordering::Acquire);
-        written.load(Ordering::Acquire).wrapping_sub(read)
+        let taken = self.taken();
+        self.written().wrapping_sub(taken)
+    }
+
+    /// Bytes that were ever read.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        // SAFETY: at the beginning of the first page, which is mapped as long as this lives.
+        let position = unsafe { self.positions.as_ref() };
+        position.load(Ordering::Acquire)
+    }
+
+    /// Bytes that were ever written.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        let programs = self.page.get() / size_of::<AtomicUsize>();
+        // SAFETY: at the beginning of the second page, likewise.
+        let position = unsafe { self.positions.add(programs).as_ref() };
+        position.load(Ordering::Acquire)
     }
 }
 

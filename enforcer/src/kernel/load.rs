@@ -103,7 +103,7 @@ pub enum Error {
     /// What an earlier daemon left cannot be taken over, or nothing be left for the next.
     #[error(transparent)]
     Pins(#[from] pins::Error),
-    /// What an earlier daemon left cannot be told whose it is now.
+    /// What an earlier daemon left cannot be read.
     #[error(transparent)]
     Legacy(#[from] legacy::Error),
     /// The kernel does not say what it has.
@@ -391,7 +391,7 @@ fn load_sock_addr(ebpf: &mut Ebpf) -> Result<(), Error> {
 }
 
 /// The names of the maps. Constants go with the programs.
-fn tables() -> Result<Vec<String>, Error> {
+pub(super) fn tables() -> Result<Vec<String>, Error> {
     let object = aya_obj::Object::parse(OBJECT)
         .map_err(|error| Error::Object(Box::new(EbpfError::ParseError(error))))?;
     let names = object.maps.into_keys();

@@ -88,6 +88,19 @@ impl Maps<'_> {
         }
     }
 
+    /// Writes one entry in the place of another. `false` if there is none, which may have gone meanwhile.
+    pub fn put_known<K: Pod, V: Pod>(
+        &mut self,
+        table: &'static str,
+        key: &K,
+        value: &V,
+    ) -> Result<bool, Error> {
+        let written = self
+            .hash::<K, V>(table)?
+            .insert(key, value, u64::from(EXIST));
+        found(written).map_err(failed("write to", table))
+    }
+
     /// Reads one entry of a hash table.
     pub fn get<K: Pod, V: Pod>(
         &mut self,
@@ -101,10 +114,9 @@ impl Maps<'_> {
         }
     }
 
-    /// Removes one entry; one that is not there is as good as removed.
-    pub fn remove<K: Pod, V: Pod>(&mut self, table: &'static str, key: &K) -> Result<(), Error> {
-        removed(self.hash::<K, V>(table)?.remove(key)).map_err(failed("remove from", table))?;
-        Ok(())
+    /// Removes one entry. `false` if it is not there, which is as good.
+    pub fn remove<K: Pod, V: Pod>(&mut self, table: &'static str, key: &K) -> Result<bool, Error> {
+        found(self.hash::<K, V>(table)?.remove(key)).map_err(failed("remove from", table))
     }
 
     /// Every entry of a hash table.
@@ -221,12 +233,12 @@ impl Maps<'_> {
     }
 }
 
-/// Whether a removal took anything out; to find nothing is no failure.
-pub(super) fn removed(result: Result<(), MapError>) -> Result<bool, MapError> {
+/// Whether a removal or a replacement found anything; to find nothing is no failure.
+pub(super) fn found(result: Result<(), MapError>) -> Result<bool, MapError> {
     match result {
         Ok(()) => Ok(true),
         Err(MapError::KeyNotFound) => Ok(false),
-        // aya reports ENOENT of a removal as a failed system call.
+        // aya reports ENOENT of these as a failed system call.
         Err(MapError::SyscallError(error))
             if error.io_error.kind() == std::io::ErrorKind::NotFound =>
         {
@@ -265,6 +277,8 @@ fn own(map: &MapData, table: &'static str) -> Result<MapData, Error> {
 
 /// `BPF_NOEXIST`.
 const NOEXIST: u32 = 1;
+/// `BPF_EXIST`.
+const EXIST: u32 = 2;
 
 pub(super) fn failed(action: &'static str, table: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map {

@@ -20,6 +20,8 @@ mod programs;
 pub mod protected;
 pub mod replay;
 pub mod rings;
+pub mod settled;
+mod shared;
 mod sys;
 pub mod take_over;
 pub mod tier;

@@ -71,7 +71,7 @@ impl Protected {
 
     /// Takes a file out; one that is not there is as good as taken out.
     pub fn remove(&mut self, file: &InodeKey) -> Result<(), maps::Error> {
-        if maps::removed(self.files.remove(file)).map_err(failed("remove from", TABLE))? {
+        if maps::found(self.files.remove(file)).map_err(failed("remove from", TABLE))? {
             self.counters.take(file.word());
         }
         Ok(())

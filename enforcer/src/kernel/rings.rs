@@ -92,7 +92,8 @@ pub fn start(
     Ok(fills)
 }
 
-fn fill(ebpf: &Ebpf, name: &'static str) -> Result<Fill, Error> {
+/// How full a ring is.
+pub(super) fn fill(ebpf: &Ebpf, name: &'static str) -> Result<Fill, Error> {
     let Some(Map::RingBuf(ring)) = ebpf.map(name) else {
         return Err(Error::Missing(name));
     };

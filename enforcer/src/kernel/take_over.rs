@@ -14,11 +14,12 @@ use super::capture::capture;
 use super::legacy;
 use super::load::{
     Constants, Error, Loaded, OBJECT, Options, attach, begin, load_iterators, load_tier, open, see,
-    start_tier,
+    start_tier, tables,
 };
 use super::maps::Maps;
 use super::pins::{self, Pins, Set};
 use super::programs::needed;
+use super::settled::Leaving;
 use super::sys;
 use super::tier::Tier;
 
@@ -48,9 +49,10 @@ impl Loaded {
         Ok(sets)
     }
 
-    /// Takes that away: what is in force now does its work.
-    pub fn retire(&self) -> Result<(), pins::Error> {
+    /// Takes that away: what is in force now does its work. Returns how many records it had that nobody has told.
+    pub fn retire(&self) -> Result<u64, pins::Error> {
         let left = self.left()?;
+        let mut untold = 0;
         if let Some(pinned) = &self.pinned
             && !left.is_empty()
         {
@@ -59,10 +61,19 @@ impl Loaded {
                 .sweep(|it| it.uses(&own))
                 .map_err(pins::Error::Sweep)?;
             for set in left {
+                let leaving = Leaving::open(&set);
                 set.remove()?;
+                match leaving.and_then(|it| it.untold()) {
+                    Ok(count) => untold += count,
+                    Err(error) => tracing::warn!(
+                        set = %set.path().display(),
+                        "it is not known how many records of an earlier daemon's programs were lost: {}",
+                        crate::chain(&error)
+                    ),
+                }
             }
         }
-        Ok(())
+        Ok(untold)
     }
 }
 
@@ -160,7 +171,14 @@ fn start_anew(
 /// Tells the programs of others.
 fn announce(pins: &Pins, own: &Set, daemon: Tgid) -> Result<(), Error> {
     for other in pins.sets()?.iter().filter(|other| *other != own) {
-        legacy::announce(other, daemon)?;
+        // Without that, whoever reads is somebody to them: what they refuse this daemon, they refuse it.
+        if let Err(error) = legacy::announce(other, daemon) {
+            tracing::warn!(
+                set = %other.path().display(),
+                "an earlier daemon's programs do not learn of this one: {}",
+                crate::chain(&error)
+            );
+        }
     }
     Ok(())
 }
@@ -188,6 +206,13 @@ fn take_over(
         if !set.is_of(build) {
             continue;
         }
+        if let Some(table) = missing_table(&set)? {
+            tracing::warn!(
+                table,
+                "the tables of an earlier daemon are not whole: new programs are loaded beside them"
+            );
+            continue;
+        }
         let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
         let mut ebpf = open(options, &Constants::of(tier), Some(&set))?;
         let mut programs = Vec::new();
@@ -211,6 +236,12 @@ fn take_over(
         return Ok(Some((Loaded::new(ebpf, tier, programs), set)));
     }
     Ok(None)
+}
+
+/// A table that a set should have and has not. In its place there would be a new one, which its programs do not use.
+fn missing_table(set: &Set) -> Result<Option<String>, Error> {
+    let is_missing = |name: &String| !set.map(name).exists();
+    Ok(tables()?.into_iter().find(is_missing))
 }
 
 /// Takes away what a daemon left that died while it began, or beside the programs of others before it had a bundle in

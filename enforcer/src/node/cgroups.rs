@@ -28,6 +28,15 @@ pub struct Found {
     pub record: Cgroup,
 }
 
+impl Found {
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_below(&self, root: &Path) -> bool {
+        let found = std::fs::metadata(root.join(self.path.trim_start_matches('/')));
+        found.is_ok_and(|it| it.ino() == self.id.0)
+    }
+}
+
 /// The root.
 #[must_use]
 pub fn root_record() -> Cgroup {

@@ -13,8 +13,8 @@ mod trail;
 mod writer;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use enforcer_common::event::Use;
@@ -22,6 +22,7 @@ use enforcer_governance::journal::{Journal, Limits, Reader};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::kernel::settled::{Settled, Settles};
 use crate::serve::metrics::Metrics;
 pub use misfit::destination as destination_words;
 pub(crate) use misfit::misfit;
@@ -29,7 +30,7 @@ use processes::Processes;
 pub use tell::Context;
 pub(crate) use tell::protocol_name;
 use trail::Trails;
-use writer::{Unwritten, Writer};
+use writer::{Sent, Unwritten, Writer};
 
 /// So many records wait for the disk; while there are more, what the kernel tells stays in its rings.
 const WAITING: usize = 4096;
@@ -38,12 +39,13 @@ const WAITING: usize = 4096;
 pub struct Log {
     node: String,
     boot: String,
-    to: Option<Sender<Box<model::Record>>>,
+    to: Option<Sender<Sent>>,
     writer: Option<JoinHandle<()>>,
     reader: Reader,
     room: Arc<Semaphore>,
     metrics: Metrics,
     unwritten: Arc<Unwritten>,
+    settled: Arc<OnceLock<Settled>>,
     processes: Processes,
     trails: Trails,
 }
@@ -73,6 +75,7 @@ impl Log {
         let room = Arc::new(Semaphore::new(WAITING));
         let unwritten = Arc::new(Unwritten::default());
         let metrics = Metrics::default();
+        let settled = Arc::new(OnceLock::new());
         let writer = Writer {
             journal,
             node: node.clone(),
@@ -81,6 +84,7 @@ impl Log {
             room: room.clone(),
             metrics: metrics.clone(),
             unwritten: unwritten.clone(),
+            settled: settled.clone(),
         };
         let writer = std::thread::Builder::new()
             .name("log".to_owned())
@@ -95,6 +99,7 @@ impl Log {
             room,
             metrics,
             unwritten,
+            settled,
             trails: Trails::default(),
         })
     }
@@ -109,6 +114,19 @@ impl Log {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Notes there from now on what became of the kernel's records.
+    pub fn settle_in(&self, settled: Settled) {
+        // There are no other programs for as long as the daemon lives.
+        let _ = self.settled.set(settled);
+    }
+
+    /// This will not be told.
+    pub fn settle(&self, what: Settles) {
+        if let Some(settled) = self.settled.get() {
+            settled.settle(what);
+        }
     }
 
     /// Says when another record can be taken without any being lost.
@@ -135,24 +153,31 @@ impl Log {
             place: None,
         };
         let denial = told.is_denial().then(|| told.clone());
-        self.send(told);
+        self.send(told, Settles::of(record));
         Told { exe, denial }
     }
 
     /// Writes something the daemon itself has to tell: kind and fields.
     pub fn write(&mut self, kind: &str, fields: Value) {
-        self.send(writer::node_record(&self.node, &self.boot, kind, fields));
+        self.write_account(kind, fields, Settles::default());
     }
 
-    fn send(&mut self, record: model::Record) {
+    /// The same, of what accounts for records of the kernel.
+    pub fn write_account(&mut self, kind: &str, fields: Value, settles: Settles) {
+        let record = writer::node_record(&self.node, &self.boot, kind, fields);
+        self.send(record, settles);
+    }
+
+    fn send(&mut self, record: model::Record, settles: Settles) {
         let is_denial = record.is_denial();
         let sent = self.room.try_acquire().is_ok_and(|permit| {
             permit.forget();
             let to = self.to.as_ref();
-            to.is_some_and(|to| to.send(Box::new(record)).is_ok())
+            let record = Box::new(record);
+            to.is_some_and(|to| to.send(Sent { record, settles }).is_ok())
         });
         if !sent {
-            self.unwritten.add(is_denial);
+            self.unwritten.add(is_denial, settles);
         }
     }
 

@@ -1,8 +1,8 @@
 //! The thread that writes the log: nobody else waits for the disk.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use enforcer_governance::journal::{CHECKPOINT, Journal, TRIMMED};
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use super::model::{Record, Told};
+use crate::kernel::settled::{Settled, Settles};
 use crate::serve::metrics::Metrics;
 
 /// How often it looks after the files, and tells what it could not write.
@@ -26,23 +27,35 @@ pub struct Unwritten {
     records: AtomicU64,
     /// How many of them were denials.
     denials: AtomicU64,
+    /// How many of them came out of the kernel's rings.
+    from_rings: AtomicU64,
+}
+
+/// A record on its way, and what is settled once it is in the log.
+pub(super) struct Sent {
+    pub record: Box<Record>,
+    pub settles: Settles,
 }
 
 impl Unwritten {
     /// One more.
-    pub fn add(&self, is_denial: bool) {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        self.denials.fetch_add(is_denial.into(), Ordering::Relaxed);
+    pub fn add(&self, is_denial: bool, settles: Settles) {
+        self.give_back((1, is_denial.into(), settles.records));
     }
 
-    fn take(&self) -> (u64, u64) {
+    fn take(&self) -> (u64, u64, u64) {
         let taken = |it: &AtomicU64| it.swap(0, Ordering::Relaxed);
-        (taken(&self.records), taken(&self.denials))
+        (
+            taken(&self.records),
+            taken(&self.denials),
+            taken(&self.from_rings),
+        )
     }
 
-    fn give_back(&self, (records, denials): (u64, u64)) {
+    fn give_back(&self, (records, denials, from_rings): (u64, u64, u64)) {
         self.records.fetch_add(records, Ordering::Relaxed);
         self.denials.fetch_add(denials, Ordering::Relaxed);
+        self.from_rings.fetch_add(from_rings, Ordering::Relaxed);
     }
 }
 
@@ -51,11 +64,13 @@ pub(super) struct Writer {
     pub journal: Journal,
     pub node: String,
     pub boot: String,
-    pub records: Receiver<Box<Record>>,
+    pub records: Receiver<Sent>,
     /// Has a permit for each record that may be sent.
     pub room: Arc<Semaphore>,
     pub metrics: Metrics,
     pub unwritten: Arc<Unwritten>,
+    /// Once there are programs.
+    pub settled: Arc<OnceLock<Settled>>,
 }
 
 impl Writer {
@@ -82,22 +97,24 @@ impl Writer {
     }
 
     /// This record and what else is there.
-    fn write(&mut self, first: Box<Record>) {
+    fn write(&mut self, first: Sent) {
+        let mut settles = Settles::default();
         let mut denials = 0;
         let mut appended = 0;
         let mut taken = 0;
         let mut next = Some(first);
-        while let Some(record) = next {
+        while let Some(sent) = next {
             taken += 1;
-            let is_denial = record.is_denial();
-            match self.journal.append(&*record) {
+            let is_denial = sent.record.is_denial();
+            match self.journal.append(&*sent.record) {
                 Ok(_) => {
                     appended += 1;
                     denials += u64::from(is_denial);
+                    settles.add(sent.settles);
                 }
                 Err(error) => {
                     tracing::debug!("a record is not kept: {}", crate::chain(&error));
-                    self.unwritten.add(is_denial);
+                    self.unwritten.add(is_denial, sent.settles);
                 }
             }
             next = match taken < BATCH {
@@ -105,9 +122,13 @@ impl Writer {
                 false => None,
             };
         }
-        if let Err(error) = self.journal.commit() {
-            tracing::error!("{appended} records are not kept: {}", crate::chain(&error));
-            self.unwritten.give_back((appended, denials));
+        match self.journal.commit() {
+            Ok(_) => self.settle(settles),
+            Err(error) => {
+                tracing::error!("{appended} records are not kept: {}", crate::chain(&error));
+                self.unwritten
+                    .give_back((appended, denials, settles.records));
+            }
         }
         self.room.add_permits(taken);
     }
@@ -126,15 +147,25 @@ impl Writer {
     }
 
     fn tell_unwritten(&mut self) {
-        let (records, denials) = self.unwritten.take();
+        let (records, denials, from_rings) = self.unwritten.take();
         let fields = json!({"stage": "log", "count": records, "denials": denials});
         if records == 0 {
             return;
         }
         if self.tell("lost", fields) {
             self.metrics.lost("log", records);
+            self.settle(Settles {
+                records: from_rings,
+                ..Settles::default()
+            });
         } else {
-            self.unwritten.give_back((records, denials));
+            self.unwritten.give_back((records, denials, from_rings));
+        }
+    }
+
+    fn settle(&self, what: Settles) {
+        if let Some(settled) = self.settled.get() {
+            settled.settle(what);
         }
     }
 

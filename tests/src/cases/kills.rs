@@ -14,14 +14,12 @@ use super::{
     restart::{Crowd, renumbered},
     standard,
 };
-use crate::harness::{Daemon, daemon};
+use crate::harness::{Accounts, Daemon, daemon};
 
 /// Those of another build, whose programs take the place of the others.
 const SIZES: [&[&str]; 2] = [&[], &["--holders", "60000"]];
 /// As much longer than a daemon takes to be there may it live.
 const LIVES: u32 = 2;
-
-type Tables = BTreeMap<String, u64>;
 
 /// Kills `count` daemons; from each `upgrades`th on they are of another build. The moments follow from `seed`.
 pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
@@ -32,7 +30,9 @@ pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
     scene.daemon = Some(Daemon::start(&standard::bundle()?, SIZES[0])?);
     let begins = begun.elapsed();
     let before = tables()?;
+    let accounts = Accounts::open()?;
     let crowd = Crowd::gather()?;
+    let pids = crowd.pids();
     scene.daemon.take().context("no daemon")?.kill()?;
     println!(
         "{count} daemons are killed between 0 and {:?} after their start; seed {seed}",
@@ -58,7 +58,7 @@ pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
         }
     }
     scene.daemon = Some(Daemon::start(&standard::bundle()?, SIZES[build])?);
-    crowd.agrees()?;
+    accounts.have(crowd.agrees()?, &pids)?;
     let after = tables()?;
     ensure!(
         before == after,
@@ -75,9 +75,8 @@ pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
 }
 
 /// How many entries those tables have that only change with the bundle.
-fn tables() -> Result<Tables> {
-    let all = daemon::enforcer_json(&["status", "--tables", "-o", "json"])?;
-    let mut all: Tables = serde_json::from_value(all)?;
+fn tables() -> Result<BTreeMap<String, u64>> {
+    let mut all = daemon::tables()?;
     all.retain(|table, _| {
         [
             "cgroupNames",

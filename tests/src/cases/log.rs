@@ -2,7 +2,11 @@
 //! anything that is enforced.
 
 use std::{
-    collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::PathBuf, thread,
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    thread,
     time::Duration,
 };
 
@@ -11,7 +15,7 @@ use nix::mount::{self, MsFlags};
 use serde_json::Value;
 
 use super::{Scene, cases, entitled, other, standard};
-use crate::harness::{Allowed, Daemon, Refused, check, daemon, wait_for};
+use crate::harness::{Accounts, Allowed, Daemon, Refused, check, daemon, wait_for};
 
 cases![
     records_survive_kills,
@@ -96,6 +100,7 @@ fn records_survive_kills(scene: &mut Scene) -> Result<()> {
     let kills = if scene.brief { 4 } else { 50 };
     scene.standard()?;
     let mut receiver = Receiver::new()?;
+    let accounts = Accounts::open()?;
     let mut flood = other().start(["hammer /srv/t/key 500"])?;
     flood.patiently(Duration::from_secs(3600));
     flood.until("hammering")?;
@@ -109,7 +114,9 @@ fn records_survive_kills(scene: &mut Scene) -> Result<()> {
         scene.daemon.take().context("no daemon")?.kill()?;
         scene.daemon = Some(Daemon::start(&standard::bundle()?, &[])?);
     }
+    let pid = flood.pid();
     let refused = check::readers_agree(&flood.finish()?, false)?;
+    accounts.have(refused, &BTreeSet::from([pid]))?;
     receiver.receive()?;
     let report = verified(&[])?;
     ensure!(

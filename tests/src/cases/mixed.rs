@@ -2,7 +2,6 @@
 //! in another, unless it was handed on, and then the way is told; and nothing of it is lost or left.
 
 use std::{
-    collections::BTreeMap,
     fs, thread,
     time::{Duration, Instant},
 };
@@ -100,7 +99,7 @@ pub fn run(how_long: Duration) -> Result<bool> {
     for kind in KINDS {
         lives(kind, u64::from(u32::MAX))?;
     }
-    let before = tables()?;
+    let before = daemon::tables()?;
 
     let end = Instant::now() + how_long;
     let workers = KINDS.map(|kind| thread::spawn(move || works(kind, end)));
@@ -121,18 +120,13 @@ pub fn run(how_long: Duration) -> Result<bool> {
     }
     println!("{handed} times handed on");
     thread::sleep(SETTLED);
-    let after = tables()?;
+    let after = daemon::tables()?;
     ensure!(
         before == after,
         "the tables were {before:?}, and are {after:?}"
     );
     scene.off()?;
     Ok(true)
-}
-
-fn tables() -> Result<BTreeMap<String, u64>> {
-    let all = daemon::enforcer_json(&["status", "--tables", "-o", "json"])?;
-    Ok(serde_json::from_value(all)?)
 }
 
 fn within(program: &str, cgroup: &Cgroup) -> Actor {

@@ -1,6 +1,6 @@
 //! The daemon goes and another comes: nobody notices who is judged.
 
-use std::{fs, process::Output, time::Duration};
+use std::{collections::BTreeSet, fs, process::Output, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -17,12 +17,14 @@ cases![
     next_daemon_of_another_build,
     one_of_another_build_that_had_no_bundle,
     half_written_pins,
+    a_table_is_missing,
     cleanup_only_without_a_daemon,
 ];
 
 /// Other sizes are another build.
 pub(super) const ANOTHER_BUILD: &[&str] = &["--holders", "4096"];
 const YET_ANOTHER_BUILD: &[&str] = &["--holders", "8192"];
+const PINS: &str = "/sys/fs/bpf/enforcer";
 const KEY: &str = "read /srv/t/key";
 const HOME: &str = "tcp 10.20.0.2:9000";
 const ABROAD: &str = "tcp 10.20.0.66:9000";
@@ -52,16 +54,23 @@ impl Crowd {
         Ok(Self(crowd))
     }
 
-    /// Nobody has seen anything else than what is due.
-    pub fn agrees(self) -> Result<()> {
+    /// Of all of them.
+    pub fn pids(&self) -> BTreeSet<u32> {
+        self.0.iter().map(|(_, running)| running.pid()).collect()
+    }
+
+    /// Nobody has seen anything else than what is due. Returns how often somebody was refused.
+    pub fn agrees(self) -> Result<u64> {
+        let mut refused = 0;
         for (allowed, running) in self.0 {
             let count = check::readers_agree(&running.finish()?, allowed)?;
             println!(
                 "  {count} times {}",
                 if allowed { "allowed" } else { "refused" }
             );
+            refused += if allowed { 0 } else { count };
         }
-        Ok(())
+        Ok(refused)
     }
 }
 
@@ -149,10 +158,10 @@ fn next_daemon_of_another_build(scene: &mut Scene) -> Result<()> {
     scene.daemon = Some(Daemon::start(&renumbered()?, ANOTHER_BUILD)?);
     let now = status()?;
     ensure!(now["takenOver"] == false, "the status is {now}");
-    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
+    let sets = fs::read_dir(PINS)?.count();
     ensure!(sets == 1, "there are {sets} sets of pins");
     is_still_held(holder)?;
-    crowd.agrees()
+    crowd.agrees().map(drop)
 }
 
 fn one_of_another_build_that_had_no_bundle(scene: &mut Scene) -> Result<()> {
@@ -169,23 +178,39 @@ fn one_of_another_build_that_had_no_bundle(scene: &mut Scene) -> Result<()> {
         now["takenOver"] == false && now["bundle"].is_null(),
         "the status is {now}"
     );
-    let sets = || -> Result<usize> { Ok(fs::read_dir("/sys/fs/bpf/enforcer")?.count()) };
+    let sets = || -> Result<usize> { Ok(fs::read_dir(PINS)?.count()) };
     ensure!(sets()? == 2, "there are {} sets of pins", sets()?);
     without.kill()?;
     scene.daemon = Some(Daemon::start(&renumbered()?, YET_ANOTHER_BUILD)?);
     ensure!(sets()? == 1, "there are {} sets of pins", sets()?);
     is_still_held(holder)?;
-    crowd.agrees()
+    crowd.agrees().map(drop)
 }
 
 /// A daemon may die at any moment of making its pins, or of removing another's.
 fn half_written_pins(scene: &mut Scene) -> Result<()> {
     scene.off()?;
     for half in ["new-1", "new-2/maps", "new-3/links"] {
-        fs::create_dir_all(format!("/sys/fs/bpf/enforcer/{half}"))?;
+        fs::create_dir_all(format!("{PINS}/{half}"))?;
     }
     scene.standard()?;
-    let sets = fs::read_dir("/sys/fs/bpf/enforcer")?.count();
+    let sets = fs::read_dir(PINS)?.count();
+    ensure!(sets == 1, "there are {sets} sets of pins");
+    scene.check(&other(), &[(KEY, Refused(""))])?;
+    scene.check(&entitled(), &[(KEY, Allowed)]).map(drop)
+}
+
+fn a_table_is_missing(scene: &mut Scene) -> Result<()> {
+    scene.standard()?;
+    // After an orderly end whoever is on the host may take it away.
+    scene.daemon.take().context("no daemon")?.hand_over()?;
+    for set in fs::read_dir(PINS)? {
+        fs::remove_file(set?.path().join("maps/SHARES"))?;
+    }
+    scene.daemon = Some(Daemon::start(&standard::bundle()?, &[])?);
+    let now = status()?;
+    ensure!(now["takenOver"] == false, "the status is {now}");
+    let sets = fs::read_dir(PINS)?.count();
     ensure!(sets == 1, "there are {sets} sets of pins");
     scene.check(&other(), &[(KEY, Refused(""))])?;
     scene.check(&entitled(), &[(KEY, Allowed)]).map(drop)
@@ -210,7 +235,7 @@ fn cleanup_only_without_a_daemon(scene: &mut Scene) -> Result<()> {
         second.status
     );
     scene.off()?;
-    ensure!(!fs::exists("/sys/fs/bpf/enforcer")?, "pins are left");
+    ensure!(!fs::exists(PINS)?, "pins are left");
     clean_up().context("once more")?;
     scene.check(&other(), &[(KEY, Allowed)]).map(drop)
 }

@@ -1,17 +1,22 @@
 //! Many bundles one after the other, under readers for whom all of them say the same.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 
 use super::{Scene, cases, entitled, other};
-use crate::harness::{Bundle, check, daemon};
+use crate::harness::{Bundle, Cgroup, check, daemon};
 
-cases![swap_under_readers];
+cases![swap_under_readers, cgroups_that_go];
 
 const READERS: usize = 8;
 const SWAPS: u64 = 1_000;
 const SWAPS_IN_BRIEF: u64 = 100;
+const SWAPS_AMONG_CGROUPS: u64 = 20;
 /// As long may the readers be at it.
 const BUDGET: Duration = Duration::from_secs(600);
 /// Between two reads of one reader: sixteen of them share two emulated processors with the daemon.
@@ -37,6 +42,37 @@ fn bundle(second: bool) -> Bundle {
             "key",
             &format!("destinations: [{{cidr: 10.20.0.2, ports: [{port}]}}]"),
         )
+}
+
+/// What cgroups mean is written for those that were there a moment ago: one that went since must not stay in the table.
+fn cgroups_that_go(scene: &mut Scene) -> Result<()> {
+    scene.on(&bundle(false))?;
+    let before = daemon::tables()?["cgroups"];
+    let done = AtomicBool::new(false);
+    let made = thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            let mut made = 0;
+            while !done.load(Ordering::Relaxed) {
+                let cgroups: Vec<_> = (0..32)
+                    .map(|number| Cgroup::new(&format!("going-{number}")))
+                    .collect::<Result<_>>()?;
+                made += cgroups.len();
+            }
+            Ok::<_, anyhow::Error>(made)
+        });
+        for number in 0..SWAPS_AMONG_CGROUPS {
+            scene.daemon()?.swap_under_way(&bundle(number % 2 == 0))?;
+        }
+        done.store(true, Ordering::Relaxed);
+        churn.join().map_err(|_| anyhow!("it panicked"))?
+    })?;
+    println!("  {made} cgroups came and went");
+    let after = daemon::tables()?["cgroups"];
+    ensure!(
+        before == after,
+        "{before} cgroups were known, and are {after}"
+    );
+    Ok(())
 }
 
 fn swap_under_readers(scene: &mut Scene) -> Result<()> {

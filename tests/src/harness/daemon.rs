@@ -1,6 +1,7 @@
 //! The daemon under test.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, Output, Stdio},
@@ -320,6 +321,12 @@ pub fn enforcer_json(words: &[&str]) -> Result<Value> {
 /// What `status` says.
 pub fn status() -> Result<Value> {
     enforcer_json(&["status", "-o", "json"])
+}
+
+/// How many entries each table has.
+pub fn tables() -> Result<BTreeMap<String, u64>> {
+    let all = enforcer_json(&["status", "--tables", "-o", "json"])?;
+    Ok(serde_json::from_value(all)?)
 }
 
 /// The version of the bundle in force.

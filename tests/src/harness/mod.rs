@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+pub mod account;
 pub mod actors;
 pub mod cgroup;
 pub mod check;
@@ -18,6 +19,7 @@ pub mod events;
 pub mod governance;
 pub mod outside;
 
+pub use account::Accounts;
 pub use actors::{Actor, Outcome, Running, Step};
 pub use cgroup::Cgroup;
 pub use check::Expect::{self, Allowed, Dropped, Killed, Refused};

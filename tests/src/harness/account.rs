@@ -1,0 +1,100 @@
+//! What became of denials: each is told by itself, or counted as lost.
+
+use std::{collections::BTreeSet, fs};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::{daemon, wait_for};
+
+/// The log from a moment on.
+pub struct Accounts {
+    /// The number of the last record before.
+    after: u64,
+}
+
+impl Accounts {
+    /// From now on.
+    pub fn open() -> Result<Self> {
+        let mut after = 0;
+        each_record(0, |record| {
+            after = after.max(record["sequence"].as_u64().unwrap_or(0));
+            Ok(())
+        })?;
+        Ok(Self { after })
+    }
+
+    /// Waits until each of so many denials of these processes, who were refused alone, is told or counted.
+    pub fn have(&self, refused: u64, pids: &BTreeSet<u32>) -> Result<()> {
+        let all = |it: Account| it.told + it.denials + it.with_daemons >= refused;
+        let seen = wait_for("every denial to be told or counted", || {
+            self.of(pids).ok().filter(|it| all(*it))
+        })
+        .with_context(|| format!("{refused} were refused, and {:?}", self.of(pids)))?;
+        println!(
+            "  {refused} refused: {} told, {} counted by the programs, {} records lost with daemons",
+            seen.told, seen.denials, seen.with_daemons
+        );
+        ensure!(
+            seen.told + seen.denials <= refused,
+            "more than were refused are told or counted"
+        );
+        Ok(())
+    }
+
+    fn of(&self, pids: &BTreeSet<u32>) -> Result<Account> {
+        let mut account = Account::default();
+        each_record(self.after, |record| account.add(pids, record))?;
+        Ok(account)
+    }
+}
+
+/// Looks at the records after that of a number.
+fn each_record(after: u64, mut look: impl FnMut(&Value) -> Result<()>) -> Result<()> {
+    for entry in fs::read_dir(daemon::NODE_LOG)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|it| it != "jsonl") {
+            continue;
+        }
+        for line in fs::read_to_string(&path)?.lines() {
+            // The daemon may be writing the last one.
+            let Ok(record) = serde_json::from_str::<Value>(line) else {
+                continue;
+            };
+            if record["sequence"].as_u64() > Some(after) {
+                look(&record)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the log says of the denials of some processes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Account {
+    /// One by one.
+    told: u64,
+    /// Counted by the programs.
+    denials: u64,
+    /// Counted because a daemon ended that had taken them, whatever they were.
+    with_daemons: u64,
+}
+
+impl Account {
+    fn add(&mut self, pids: &BTreeSet<u32>, record: &Value) -> Result<()> {
+        let pid = record["process"]["pid"].as_u64();
+        let is_theirs = pids.iter().any(|it| Some(u64::from(*it)) == pid);
+        if is_theirs && record["verdict"] == "deny" {
+            self.told += 1;
+        }
+        if record["kind"] == "lost" {
+            let count = record["count"].as_u64().context("no count")?;
+            match record["stage"].as_str() {
+                Some("denials") => self.denials += count,
+                Some("daemon") => self.with_daemons += count,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
