@@ -149,7 +149,7 @@ impl Journal {
                     .create(directory)
                     .map_err(io_error(directory))?;
                 let lock = lock(directory)?;
-                let key = SigningKey::load_or_make(&directory.join(KEY))?;
+                let key = key(directory)?;
                 let open = Open::last(directory, lock, key).map_err(io_error(directory))?;
                 self.older_bytes = older_bytes(directory, &open.segment);
                 self.head.send_replace(open.head());
@@ -395,6 +395,24 @@ impl Open {
         self.sequence = self.pending_sequence;
         self.hash.clone_from(&self.pending_hash);
         Ok(lines)
+    }
+}
+
+/// What checkpoints are signed with. What is no key, because the machine went down when it was made, is put aside: records
+/// must go somewhere, and whoever verifies the older ones with the new key is told that it did not sign them.
+fn key(directory: &Path) -> Result<SigningKey, Error> {
+    let path = directory.join(KEY);
+    match SigningKey::load_or_make(&path) {
+        Err(error @ keys::Error::Format { .. }) => {
+            let aside = path.with_extension("pem.bad");
+            tracing::error!(
+                "{error}; it is moved to {}, and what is new in the log is signed with a new one",
+                aside.display()
+            );
+            fs::rename(&path, &aside).map_err(io_error(&path))?;
+            Ok(SigningKey::load_or_make(&path)?)
+        }
+        done => Ok(done?),
     }
 }
 

@@ -16,6 +16,7 @@ mod basics;
 mod clock;
 mod credentials;
 mod fanotify;
+mod faults;
 pub mod governance;
 mod holders;
 mod kill;
@@ -75,6 +76,7 @@ const ALL: &[&[Case]] = &[
     governance::CASES,
     overload::CASES,
     log::CASES,
+    faults::CASES,
     fanotify::CASES,
     service::CASES,
     metrics::CASES,
