@@ -23,6 +23,7 @@ mod isolate;
 mod peer;
 mod pods;
 mod replay;
+mod soak;
 
 /// Integration tests of the enforcer, and its demonstration.
 #[derive(Parser)]
@@ -57,7 +58,7 @@ enum Command {
         isolated: bool,
     },
     /// Try them over and over beside an entitled workload: nothing grows, and the workload never fails
-    Soak {
+    Siege {
         /// For so long
         #[arg(long, default_value_t = 30)]
         minutes: u64,
@@ -65,6 +66,9 @@ enum Command {
         #[arg(long, value_name = "TEXT", default_value = "")]
         filter: String,
     },
+    /// Everything together: work and attacks go on while bundles, secrets, daemons, the clock and receivers of events come and
+    /// go
+    Soak(soak::Args),
     /// Kill daemons at any moment of their lives, under readers and senders for whom that makes no difference
     Kills {
         /// How many
@@ -167,10 +171,11 @@ fn main() -> ExitCode {
             }
             return apart(isolated, |shared| attacks::run(&filter, shared));
         }
-        Command::Soak { minutes, filter } => {
+        Command::Soak(args) => return apart(false, |shared| soak::run(&args, shared)),
+        Command::Siege { minutes, filter } => {
             let how_long = Duration::from_secs(60 * minutes);
             return apart(false, |shared| {
-                attacks::soak::run(&filter, how_long, shared)
+                attacks::siege::run(&filter, how_long, shared)
             });
         }
         Command::Kills {

@@ -19,6 +19,7 @@ mod picture;
 mod programs;
 mod servers;
 mod setup;
+mod soak;
 mod tally;
 mod test;
 mod toolchain;
@@ -61,6 +62,8 @@ enum Task {
     Test(test::Args),
     /// Measure what the enforcer costs, in instructions of emulated machines
     Bench(bench::Args),
+    /// Run work, attacks and disturbances together for long, on this machine and in a guest
+    Soak(soak::Args),
     /// Build, boot and show what the enforcer does
     Demo(demo::Args),
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Task::Chart => chart::run().map(|()| ExitCode::SUCCESS),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Soak(args) => soak::run(&args),
         Task::Demo(args) => demo::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -33,8 +33,8 @@ impl Engine {
             let index = *ring as usize;
             let counted = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
             let Ok(counted) = counted else { continue };
-            let by_programs =
-                counted - std::mem::replace(&mut self.lost_by_programs[index], counted);
+            let told = std::mem::replace(&mut self.lost_by_programs[index], counted);
+            let by_programs = counted.saturating_sub(told);
             let gate = self.gate.as_ref();
             let by_gate = gate.map_or(0, |gate| gate.take_lost(*ring));
             let new = by_programs + by_gate;
@@ -51,7 +51,7 @@ impl Engine {
             }
         }
         let new = |ring: Ring| self.lost[ring as usize] - lost[ring as usize];
-        self.usage_lost(new(Ring::Denials), new(Ring::Uses));
+        self.usage_lost(count + new(Ring::Denials), new(Ring::Uses));
         self.report_untold();
     }
 

@@ -12,7 +12,7 @@ use crate::{
 
 pub mod coverage;
 pub mod expected;
-pub mod soak;
+pub mod siege;
 mod stage;
 
 mod daemon;

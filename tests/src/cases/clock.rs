@@ -19,7 +19,7 @@ const LASTS: SignedDuration = SignedDuration::from_secs(10);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Steps the wall clock, and back again when dropped.
-pub(super) struct Stepped {
+pub struct Stepped {
     forward: bool,
 }
 

@@ -128,7 +128,7 @@ fn interrupted_over_and_over(scene: &mut Scene) -> Result<()> {
         thread::sleep(Duration::from_millis(2));
     }
     ensure!(scene.daemon()?.is_alive(), "{}", daemon::log_tail());
-    accounts.have(crowd.agrees()?, &pids)?;
+    accounts.have(crowd.agrees()?, Some(&pids))?;
     scene.check(&other(), &[(KEY, Refused(""))])?;
     scene.check(&entitled(), &[(KEY, Allowed)]).map(drop)
 }

@@ -58,7 +58,7 @@ pub fn run(count: u64, upgrades: u64, seed: u64) -> Result<bool> {
         }
     }
     scene.daemon = Some(Daemon::start(&standard::bundle()?, SIZES[build])?);
-    accounts.have(crowd.agrees()?, &pids)?;
+    accounts.have(crowd.agrees()?, Some(&pids))?;
     let after = tables()?;
     ensure!(
         before == after,

@@ -116,7 +116,7 @@ fn records_survive_kills(scene: &mut Scene) -> Result<()> {
     }
     let pid = flood.pid();
     let refused = check::readers_agree(&flood.finish()?, false)?;
-    accounts.have(refused, &BTreeSet::from([pid]))?;
+    accounts.have(refused, Some(&BTreeSet::from([pid])))?;
     receiver.receive()?;
     let report = verified(&[])?;
     ensure!(

@@ -13,7 +13,7 @@ use crate::harness::{
 mod actions;
 mod appear;
 mod basics;
-mod clock;
+pub mod clock;
 mod credentials;
 mod fanotify;
 mod faults;
@@ -29,7 +29,7 @@ mod network;
 mod origins;
 mod overload;
 mod paths;
-mod restart;
+pub mod restart;
 mod scripts;
 mod selectors;
 mod service;
@@ -162,6 +162,11 @@ impl Scene {
     /// The daemon that runs, for who ends it otherwise.
     pub fn take(&mut self) -> Option<Daemon> {
         self.daemon.take()
+    }
+
+    /// A daemon in the place of one that was taken.
+    pub fn put(&mut self, daemon: Daemon) {
+        self.daemon = Some(daemon);
     }
 
     /// Stops the daemon, if there is one.

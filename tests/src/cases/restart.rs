@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 const PAUSE_US: u64 = 20_000;
 
 /// Some who may read, some who may not, and a holder who may not send, all the time.
-pub(super) struct Crowd(Vec<(bool, Running)>);
+pub struct Crowd(Vec<(bool, Running)>);
 
 impl Crowd {
     pub fn gather() -> Result<Self> {

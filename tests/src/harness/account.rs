@@ -24,8 +24,8 @@ impl Accounts {
         Ok(Self { after })
     }
 
-    /// Waits until each of so many denials of these processes, who were refused alone, is told or counted.
-    pub fn have(&self, refused: u64, pids: &BTreeSet<u32>) -> Result<()> {
+    /// Waits until each of so many denials is told or counted: of these processes, or of all. Nobody else was refused.
+    pub fn have(&self, refused: u64, pids: Option<&BTreeSet<u32>>) -> Result<()> {
         let all = |it: Account| it.told + it.denials + it.with_daemons >= refused;
         let seen = wait_for("every denial to be told or counted", || {
             self.of(pids).ok().filter(|it| all(*it))
@@ -42,7 +42,7 @@ impl Accounts {
         Ok(())
     }
 
-    fn of(&self, pids: &BTreeSet<u32>) -> Result<Account> {
+    fn of(&self, pids: Option<&BTreeSet<u32>>) -> Result<Account> {
         let mut account = Account::default();
         each_record(self.after, |record| account.add(pids, record))?;
         Ok(account)
@@ -81,9 +81,9 @@ struct Account {
 }
 
 impl Account {
-    fn add(&mut self, pids: &BTreeSet<u32>, record: &Value) -> Result<()> {
+    fn add(&mut self, pids: Option<&BTreeSet<u32>>, record: &Value) -> Result<()> {
         let pid = record["process"]["pid"].as_u64();
-        let is_theirs = pids.iter().any(|it| Some(u64::from(*it)) == pid);
+        let is_theirs = pids.is_none_or(|pids| pids.iter().any(|it| Some(u64::from(*it)) == pid));
         if is_theirs && record["verdict"] == "deny" {
             self.told += 1;
         }

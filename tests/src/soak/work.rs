@@ -1,0 +1,179 @@
+//! Processes that come and go all the while: services that use their credential, others that try to, shells, and programs
+//! that are copied in and started.
+
+use std::{
+    fmt,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+
+use crate::{
+    cases::{entitled, other},
+    harness::{Cgroup, check},
+};
+
+const KEY: &str = "read /srv/t/key";
+const HOME: &str = "tcp 10.20.0.2:9000";
+const ABROAD: &str = "tcp 10.20.0.66:9000";
+/// Ways to the same file.
+const DETOURS: [&str; 2] = [KEY, "read /proc/self/root/srv/t/key"];
+/// Between two rounds of one worker.
+const REST: Duration = Duration::from_millis(300);
+/// What an installation does: programs come, run, and go.
+const INSTALL: &str = "d=$(mktemp -d) && for i in 1 2 3 4 5 6 7 8; do mkdir $d/$i && cp /bin/true $d/$i/true && $d/$i/true || exit 1; done && rm -r $d";
+/// What a shell does all day.
+const SHELL: &str =
+    "for i in 1 2 3 4 5 6 7 8; do (echo $i | cat | wc -c) >/dev/null || exit 1; done";
+
+/// What all of them have done so far.
+#[derive(Default)]
+struct Counts {
+    used: AtomicU64,
+    refused: AtomicU64,
+    shells: AtomicU64,
+    done: AtomicBool,
+    failure: Mutex<Option<anyhow::Error>>,
+}
+
+/// The workers.
+pub struct Work {
+    counts: Arc<Counts>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Work {
+    /// Lets them begin.
+    pub fn start() -> Self {
+        let counts = Arc::new(Counts::default());
+        let rounds: [fn(&Counts, u64) -> Result<()>; 3] = [service, attacker, shell];
+        let workers = rounds.map(|round| {
+            let counts = Arc::clone(&counts);
+            thread::spawn(move || {
+                let mut number = 0;
+                while !counts.done.load(Ordering::Relaxed) {
+                    if let Err(error) = round(&counts, number)
+                        && let Ok(mut failure) = counts.failure.lock()
+                    {
+                        failure.get_or_insert(error);
+                    }
+                    number += 1;
+                    thread::sleep(REST);
+                }
+            })
+        });
+        Self {
+            counts,
+            workers: workers.into(),
+        }
+    }
+
+    /// Nobody has seen anything wrong yet.
+    pub fn goes_well(&self) -> Result<()> {
+        let failure = self.counts.failure.lock().ok();
+        match failure.and_then(|mut it| it.take()) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends it: how many uses were allowed, and how many refused; all as was due.
+    pub fn end(self) -> Result<(u64, u64)> {
+        self.counts.done.store(true, Ordering::Relaxed);
+        self.goes_well()?;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = Arc::clone(&self.counts);
+        for worker in self.workers {
+            worker.join().map_err(|_| anyhow!("a worker panicked"))?;
+        }
+        if let Some(error) = counts.failure.lock().ok().and_then(|mut it| it.take()) {
+            return Err(error);
+        }
+        let (used, refused) = (of(&counts.used), of(&counts.refused));
+        ensure!(used > 0 && refused > 0, "nobody has done anything");
+        Ok((used, refused))
+    }
+}
+
+impl fmt::Display for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Counts {
+            used,
+            refused,
+            shells,
+            ..
+        } = &*self.counts;
+        write!(
+            f,
+            "{} used, {} refused, {} scripts",
+            of(used),
+            of(refused),
+            of(shells)
+        )
+    }
+}
+
+/// In a unit of its own, which goes with it: it may read, and send where its entitlement says.
+fn service(counts: &Counts, number: u64) -> Result<()> {
+    let unit = Cgroup::unit(&format!("soak-{number}.service"))?;
+    let outcome = entitled()
+        .within(unit.name())
+        .start([KEY, HOME, ABROAD])?
+        .finish()?;
+    let errors: Vec<i32> = (outcome.steps.iter().rev().take(3).rev())
+        .map(|step| step.errno)
+        .collect();
+    ensure!(
+        errors == [0, 0, libc::EPERM],
+        "a service: {}",
+        check::summary(&outcome)
+    );
+    counts.used.fetch_add(2, Ordering::Relaxed);
+    counts.refused.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
+
+/// It may not read, whichever way it takes.
+fn attacker(counts: &Counts, _: u64) -> Result<()> {
+    for way in DETOURS {
+        let outcome = other().run([way])?;
+        let step = outcome.last()?;
+        ensure!(
+            step.errno == libc::EPERM && step.read == 0,
+            "an attacker: {}",
+            check::summary(&outcome)
+        );
+        counts.refused.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// They have nothing to do with any credential, and must not feel anything.
+fn shell(counts: &Counts, number: u64) -> Result<()> {
+    let script = if number.is_multiple_of(2) {
+        SHELL
+    } else {
+        INSTALL
+    };
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .stdin(Stdio::null())
+        .output()
+        .context("no shell")?;
+    if !output.status.success() {
+        bail!(
+            "`{script}` ended with {} and said {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    counts.shells.fetch_add(1, Ordering::Relaxed);
+    Ok(())
+}
