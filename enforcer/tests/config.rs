@@ -96,3 +96,16 @@ fn a_mistake_is_told_with_its_line_and_nothing_starts() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[test]
+fn who_stops_reading_ends_it_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_enforcer"))
+        .args(["config", "view"])
+        .stdout(writer)
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(141), "{}", output.status);
+    assert_eq!(text(&output.stderr), "");
+}

@@ -156,6 +156,7 @@ pub enum Output {
 
 /// Does what the command line asks. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 checked and found wanting.
 pub fn main() -> ExitCode {
+    end_with_who_reads();
     match config::read(&words()) {
         Ok((cli, settings)) => cli.run(settings),
         Err(Failure::Usage(error)) => error.exit(),
@@ -164,6 +165,26 @@ pub fn main() -> ExitCode {
             ExitCode::from(WANTING)
         }
     }
+}
+
+/// Who stops reading, as `head` does, ends what is printed, as with other tools; a full disk is told. Not by SIGPIPE, which
+/// a connection to a daemon that has gone would raise too.
+fn end_with_who_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        // What `println!` says; there is no other way to know.
+        match said.and_then(|it| it.strip_prefix("failed printing to stdout: ")) {
+            Some(reason) if reason.starts_with("Broken pipe") => {
+                std::process::exit(128 + libc::SIGPIPE);
+            }
+            Some(reason) => {
+                eprintln!("enforcer: cannot write to standard output: {reason}");
+                std::process::exit(1);
+            }
+            None => usual(panic),
+        }
+    }));
 }
 
 fn words() -> Vec<OsString> {
