@@ -84,18 +84,14 @@ impl Work {
     }
 
     /// Ends it: how many uses were allowed, and how many refused; all as was due.
-    pub fn end(self) -> Result<(u64, u64)> {
+    pub fn end(mut self) -> Result<(u64, u64)> {
         self.counts.done.store(true, Ordering::Relaxed);
-        self.goes_well()?;
-        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let counts = Arc::clone(&self.counts);
-        for worker in self.workers {
+        for worker in std::mem::take(&mut self.workers) {
             worker.join().map_err(|_| anyhow!("a worker panicked"))?;
         }
-        if let Some(error) = counts.failure.lock().ok().and_then(|mut it| it.take()) {
-            return Err(error);
-        }
-        let (used, refused) = (of(&counts.used), of(&counts.refused));
+        self.goes_well()?;
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (used, refused) = (of(&self.counts.used), of(&self.counts.refused));
         ensure!(used > 0 && refused > 0, "nobody has done anything");
         Ok((used, refused))
     }
