@@ -57,7 +57,7 @@ fn out_of_memory(scene: &mut Scene) -> Result<()> {
     scene.check(&entitled(), &[(KEY, Allowed)]).map(drop)
 }
 
-/// A file of the daemon's that was cut short, each by itself: it says so where that matters, and enforces.
+/// Each file of the daemon's cut short by itself: the next one starts and enforces, and the log is found to have been cut.
 fn state_cut_short(scene: &mut Scene) -> Result<()> {
     scene.standard()?;
     scene.check(&entitled(), &[(KEY, Allowed)])?;
