@@ -8,7 +8,7 @@
 //!   verifier does not know: a hundred thousand instructions instead of millions.
 
 use crate::address::{Address, Destination};
-use crate::branchless::{all_ones, is_zero, less, opaque, reload};
+use crate::branchless::{all_ones, less, opaque, reload};
 use crate::capacity::HELD_PER_HOLDER;
 use crate::facts::Task;
 use crate::ids::{BootNs, CredentialId, EntitlementId, SubjectId};
@@ -16,7 +16,7 @@ use crate::tables::{
     Bundle, Credential, CredentialKey, Grant, GrantKey, Holder, HolderKey, Subject, SubjectKey,
     Tables,
 };
-use crate::verdict::{Reason, Verdict};
+use crate::verdict::{Mode, Reason, Verdict};
 
 /// The workloads a task belongs to: for each selector mask those that match it in the upper half of the
 /// word, and those that would with another executable in the lower.
@@ -46,15 +46,18 @@ fn find_subjects<T: Tables>(tables: &T, bundle: &Bundle, task: &Task, found: &mu
 }
 
 /// What is known of an answer, with the entitlement behind it, in one number: the smaller, the more it
-/// says. Bits 56 and up rank: 0 trusted, 1 permitted, then a reason, plus 1. Below come mode (byte 5) and
-/// action (byte 4), turned round so that of two equal ranks the stricter is the smaller, then the holder's
-/// slot with the credential (bits 28 to 31), and the entitlement's number.
+/// says. Bits 56 to 62 rank: 0 trusted, 1 permitted, 2 permitted though stale, then a reason, plus 2. Below come mode
+/// (byte 5) and action (byte 4), turned round so that of two equal ranks the stricter is the smaller, then the
+/// holder's slot with the credential (bits 28 to 31), and the entitlement's number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Rank(u64);
 
 impl Rank {
     const TRUSTED: u64 = 0;
     const PERMITTED: u64 = 1;
+    /// Permitted, for the record as if it were expired: by an entitlement that is monitored now that nothing has been
+    /// heard of it. A rank of its own, for what else is forbidden stays so.
+    const STALE: u64 = 2;
     const SLOT_SHIFT: u32 = 28;
     /// For an answer that is not about one credential.
     const NO_SLOT: u64 = 0xf;
@@ -62,7 +65,7 @@ impl Rank {
     /// The rank of a reason.
     #[inline(always)]
     const fn denied(reason: Reason) -> u64 {
-        reason as u64 + 1
+        reason as u64 + Self::STALE
     }
 
     /// An answer that no entitlement goes with.
@@ -77,12 +80,6 @@ impl Rank {
         )
     }
 
-    /// An answer of one entitlement.
-    #[inline(always)]
-    fn of(rank: u64, grant: &Grant) -> Self {
-        Self::new(rank, grant.mode, grant.action, grant.entitlement)
-    }
-
     #[inline(always)]
     fn new(rank: u64, mode: u8, action: u8, entitlement: EntitlementId) -> Self {
         Self(
@@ -92,7 +89,19 @@ impl Rank {
 
     #[inline(always)]
     fn rank(self) -> u64 {
-        self.0 >> 56
+        self.0 >> 56 & 0x7f
+    }
+
+    /// 1 if it lets the use go on for what it says itself, or else 0.
+    #[inline(always)]
+    fn permits(self) -> u64 {
+        less(self.rank(), Self::STALE + 1)
+    }
+
+    /// The same answer, after all those that are enforced if it is only monitored.
+    #[inline(always)]
+    fn enforced_first(self) -> Self {
+        Self(self.0 | (self.0 >> 40 & 1) << 63)
     }
 
     /// The one that says more, without a branch.
@@ -107,6 +116,12 @@ impl Rank {
         Self(self.0 | slot << Self::SLOT_SHIFT)
     }
 
+    /// A denial for this reason, by the same entitlement.
+    #[inline(always)]
+    fn because(self, reason: Reason) -> Self {
+        Self(self.0 << 8 >> 8 | Self::denied(reason) << 56)
+    }
+
     /// The slot of the credential, or one that no holder has.
     #[inline(always)]
     fn slot(self) -> u64 {
@@ -117,20 +132,16 @@ impl Rank {
     #[inline(always)]
     fn verdict(self, bundle: &Bundle, now: BootNs, credential: CredentialId) -> Verdict {
         let rank = self.rank();
-        let mut reason = less(Self::PERMITTED, rank) * rank.wrapping_sub(1);
+        let mut reason = less(Self::STALE, rank) * rank.wrapping_sub(Self::STALE);
         let mut mode = (self.0 >> 40) ^ 1;
-        let mut action = (self.0 >> 32) ^ 3;
+        let action = (self.0 >> 32) ^ 3;
         if rank == Self::PERMITTED && now.0 >= bundle.expires.0 {
             reason = Reason::BundleExpired as u64;
             mode = u64::from(bundle.on_expiry);
         }
-        if rank == Self::denied(Reason::UnclassifiedWorkload) {
-            mode &= u64::from(bundle.flags & Bundle::UNCLASSIFIED_DENIED);
-        }
-        if rank == Self::denied(Reason::WrongExecutable) {
-            // Somebody else's entitlement came near; what it says of its own workload is not for this one.
-            mode = u64::from(bundle.mode);
-            action = u64::from(bundle.action);
+        if rank == Self::STALE {
+            reason = Reason::Expired as u64;
+            mode = Mode::Monitor as u64;
         }
         Verdict::new(
             reason,
@@ -195,8 +206,9 @@ pub fn reach<T: Tables>(
     }
     let nothing = Rank::bare(bundle, Rank::denied(Reason::BundleExpired)).in_slot(Rank::NO_SLOT);
     let mut best = nothing;
-    let mut denied = nothing;
-    // Not zero once something held is governed; bit 32 is set once something exclusive does not cover.
+    // What no permission of something else helps against: that something exclusive is not permitted.
+    let mut forbidding = Rank(u64::MAX);
+    // Not zero once something held is governed; bit 32 is set once something forbids.
     let mut seen = bundle.zero;
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
@@ -217,19 +229,17 @@ pub fn reach<T: Tables>(
             .or(unmatched(bundle, task, Credential { flags }))
             .in_slot(key.slot);
         let found = Rank(found.0 | !governed);
-        let permitted = all_ones(less(found.rank(), Rank::PERMITTED + 1));
-        seen |= (u64::from(credential.0)
-            | u64::from(flags & Credential::EXCLUSIVE) << 32 & !permitted)
-            & governed;
+        let forbids = u64::from(flags & Credential::EXCLUSIVE) & (found.permits() ^ 1) & governed;
+        seen |= u64::from(credential.0) & governed | forbids << 32;
         best = best.or(found);
-        denied = denied.or(Rank(found.0 | permitted));
+        forbidding = forbidding.or(Rank(found.enforced_first().0 | !all_ones(forbids)));
     }
     key.slot = HELD_PER_HOLDER;
     if tables.held(&key).is_some() || tables.unaccounted(task) {
         // More was read than can be tracked.
         seen = u64::MAX;
-        denied =
-            denied.or(Rank::bare(bundle, Rank::denied(Reason::TooManyHeld)).in_slot(Rank::NO_SLOT));
+        let overflow = Rank::bare(bundle, Rank::denied(Reason::TooManyHeld));
+        forbidding = forbidding.or(overflow.in_slot(Rank::NO_SLOT).enforced_first());
     }
     if seen == 0 {
         return Verdict::PASS;
@@ -242,15 +252,15 @@ pub fn reach<T: Tables>(
     ) {
         answer = Rank::bare(bundle, Rank::PERMITTED).in_slot(Rank::NO_SLOT);
     } else if seen >> 32 != 0 {
-        answer = denied;
+        // Something else may say more of why, as long as it is as strict.
+        answer = forbidding.or(Rank(best.enforced_first().0 | all_ones(best.permits())));
+    }
+    if reload(&bundle.degraded) != 0 && answer.permits() != 0 {
+        answer = answer.because(Reason::Degraded);
     }
     key.slot = answer.slot();
     let credential = tables.held(&key).unwrap_or_default();
-    let verdict = answer.verdict(bundle, now, credential);
-    // A permission has no bit of a reason set.
-    let permitted = is_zero(u64::from(verdict.reason()));
-    let degraded = all_ones(permitted & u64::from(reload(&bundle.degraded) & 1));
-    Verdict(verdict.0 | Reason::Degraded as u64 & degraded)
+    answer.verdict(bundle, now, credential)
 }
 
 /// May `task` do something to the enforcer itself? Before the first bundle there is nothing to protect.
@@ -327,9 +337,13 @@ fn info<T: Tables>(tables: &T, bundle: &Bundle, credential: CredentialId) -> Opt
 fn unmatched(bundle: &Bundle, task: &Task, info: Credential) -> Rank {
     let entitled = u64::from((info.flags / Credential::ENTITLED) & 1);
     let unclassified = u64::from((reload(&task.classified) & 1) ^ 1);
-    Rank::bare(
-        bundle,
-        Rank::denied(Reason::WrongWorkload) + (entitled ^ 1) + 2 * (entitled & unclassified),
+    let unclassified = entitled & unclassified;
+    let monitored = unclassified as u8 & (bundle.flags & Bundle::UNCLASSIFIED_DENIED ^ 1);
+    Rank::new(
+        Rank::denied(Reason::WrongWorkload) + (entitled ^ 1) + 2 * unclassified,
+        reload(&bundle.mode) & (monitored ^ 1),
+        reload(&bundle.action),
+        EntitlementId(0),
     )
 }
 
@@ -376,10 +390,17 @@ pub fn near<T: Tables + ?Sized>(tables: &T, key: GrantKey) -> u64 {
     if key.subject().0 == 0 {
         return u64::MAX;
     }
-    match tables.grants(&key) {
-        Some(grants) => Rank::of(Rank::denied(Reason::WrongExecutable), &grants.grants[0]).0,
-        None => u64::MAX,
-    }
+    let (Some(grants), Some(bundle)) = (tables.grants(&key), tables.bundle()) else {
+        return u64::MAX;
+    };
+    // What the entitlement says of its own workload is not for this one.
+    Rank::new(
+        Rank::denied(Reason::WrongExecutable),
+        bundle.mode,
+        bundle.action,
+        grants.grants[0].entitlement,
+    )
+    .0
 }
 
 /// Why an entitlement in force that does not cover the address is refused: a loopback address is another
@@ -445,10 +466,10 @@ pub fn weigh<T: Tables + ?Sized>(
         let rank = rank ^ (rank ^ Rank::denied(Reason::Revoked)) & all_ones(revoked);
         // It would still permit, had anything been heard; in an expired bundle `onExpiry` rules.
         let monitors = stale >> 1 & lapsed & (flags / u64::from(Grant::STALE_MONITORS));
-        let monitored = monitors & in_time & begun & covered >> slot & (revoked ^ 1);
-        let mode = grant.mode & (monitored as u8 ^ 1);
+        let stands = monitors & in_time & begun & covered >> slot & (revoked ^ 1);
+        let rank = rank ^ (rank ^ Rank::STALE) & all_ones(stands);
         let unused = all_ones(less(slot, u64::from(grants.count)) ^ 1);
-        let found = Rank::new(rank, mode, grant.action, grant.entitlement);
+        let found = Rank::new(rank, grant.mode, grant.action, grant.entitlement);
         best = best.or(Rank(found.0 | unused));
         slot = opaque(slot + 1);
     }

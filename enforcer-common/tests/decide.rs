@@ -49,6 +49,13 @@ enum Answer {
 }
 
 impl Answer {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Deny(reason) => reason,
+            other => panic!("{other:?} has no reason"),
+        }
+    }
+
     fn of(verdict: Verdict) -> Self {
         match verdict.denied() {
             _ if !verdict.governed() => Self::Pass,
@@ -142,21 +149,34 @@ impl Oracle<'_> {
         })
     }
 
+    /// Whether an entitlement that is monitored by now, for nothing has been heard, would permit it.
+    fn permits_though_stale(&self, credential: u32, to: Option<usize>) -> bool {
+        let all = self.entitlements(credential);
+        all.iter().any(|(grants, slot, grant)| {
+            self.only_stale(grant) && to.is_none_or(|to| self.covers(grants.scope, *slot, to))
+        })
+    }
+
+    /// Why an entitlement does not permit it.
+    fn reason(&self, grant: &Grant, to: Option<usize>) -> Reason {
+        if grant.flags & Grant::REVOKED != 0 {
+            Reason::Revoked
+        } else if self.world.now >= self.end_of(grant) {
+            Reason::Expired
+        } else if self.world.now < grant.valid_from {
+            Reason::NotYetValid
+        } else if to.is_some_and(|to| destination(to).address.is_loopback()) {
+            Reason::LocalPeer
+        } else {
+            Reason::OutsideDestination
+        }
+    }
+
     /// Every reason that is true of a credential, if nothing permits.
     fn reasons(&self, credential: u32, to: Option<usize>) -> BTreeSet<Reason> {
         let mut reasons = BTreeSet::new();
         for (_, _, grant) in self.entitlements(credential) {
-            reasons.insert(if grant.flags & Grant::REVOKED != 0 {
-                Reason::Revoked
-            } else if self.world.now >= self.end_of(grant) {
-                Reason::Expired
-            } else if self.world.now < grant.valid_from {
-                Reason::NotYetValid
-            } else if to.is_some_and(|to| destination(to).address.is_loopback()) {
-                Reason::LocalPeer
-            } else {
-                Reason::OutsideDestination
-            });
+            reasons.insert(self.reason(grant, to));
         }
         if self.would_match_with_another_program(credential) {
             reasons.insert(Reason::WrongExecutable);
@@ -168,6 +188,14 @@ impl Oracle<'_> {
             (true, _) => Reason::WrongWorkload,
         });
         reasons
+    }
+
+    /// What is said of a credential that nothing permits: of all true reasons the most specific.
+    fn refused(&self, credential: u32, to: Option<usize>) -> Answer {
+        if self.permits_though_stale(credential, to) {
+            return Answer::Deny(Reason::Expired);
+        }
+        most_specific(&self.reasons(credential, to))
     }
 
     fn permitted(&self) -> Answer {
@@ -186,7 +214,7 @@ impl Oracle<'_> {
         } else if self.permits(credential, None) {
             self.permitted()
         } else {
-            most_specific(&self.reasons(credential, None))
+            self.refused(credential, None)
         }
     }
 
@@ -209,34 +237,84 @@ impl Oracle<'_> {
         if self.is_trusted() || (governed.is_empty() && !overflow) {
             return Answer::Pass;
         }
-        match self.reach_of(&governed, overflow, to) {
-            Answer::Allow if self.bundle.degraded != 0 => Answer::Deny(Reason::Degraded),
-            answer => answer,
+        let (goes, otherwise) = self.reach_of(&governed, overflow, to);
+        if goes && self.bundle.degraded != 0 {
+            return Answer::Deny(Reason::Degraded);
         }
+        otherwise
     }
 
-    fn reach_of(&self, governed: &[u32], overflow: bool, to: usize) -> Answer {
-        if (0..32).any(|slot| self.covers(self.bundle.baseline, slot, to)) {
-            return self.permitted();
+    /// Whether it may go on, as long as the node is not degraded, and the answer then.
+    fn reach_of(&self, governed: &[u32], overflow: bool, to: usize) -> (bool, Answer) {
+        let to = Some(to);
+        if (0..32).any(|slot| self.covers(self.bundle.baseline, slot, to.unwrap_or_default())) {
+            return (true, self.permitted());
         }
-        let (permitting, denying): (Vec<u32>, Vec<u32>) = governed
-            .iter()
-            .copied()
-            .partition(|credential| self.permits(*credential, Some(to)));
-        let forbidden = denying
-            .iter()
-            .any(|credential| self.world.credentials[credential].has(Credential::EXCLUSIVE));
-        if !permitting.is_empty() && !forbidden && !overflow {
-            return self.permitted();
+        let permitted = |credential: &u32| self.permits(*credential, to);
+        let stands = |credential: &u32| self.permits_though_stale(*credential, to);
+        let forbids = |credential: &u32| {
+            let exclusive = self.world.credentials[credential].has(Credential::EXCLUSIVE);
+            exclusive && !permitted(credential) && !stands(credential)
+        };
+        if !overflow && !governed.iter().any(forbids) {
+            if governed.iter().any(permitted) {
+                return (true, self.permitted());
+            }
+            if governed.iter().any(stands) {
+                return (true, Answer::Deny(Reason::Expired));
+            }
+            return (false, self.denied(governed, to).1);
         }
-        let mut reasons: BTreeSet<Reason> = denying
+        let forbidding: Vec<u32> = governed.iter().copied().filter(|it| forbids(it)).collect();
+        let mut denials: Vec<_> = forbidding
             .iter()
-            .flat_map(|credential| self.reasons(*credential, Some(to)))
+            .map(|it| self.denied(&[*it], to))
             .collect();
         if overflow {
-            reasons.insert(Reason::TooManyHeld);
+            let monitored = self.bundle.mode == Mode::Monitor as u8;
+            denials.push((monitored, Answer::Deny(Reason::TooManyHeld)));
         }
-        most_specific(&reasons)
+        if !governed.is_empty() && !governed.iter().any(|it| permitted(it) || stands(it)) {
+            denials.push(self.denied(governed, to));
+        }
+        let strictest = denials
+            .iter()
+            .min_by_key(|(monitored, answer)| (*monitored, answer.reason() as u8));
+        (false, strictest.expect("something forbids").1)
+    }
+
+    /// Why these, none of which is permitted, are refused; and whether that is only monitored.
+    fn denied(&self, credentials: &[u32], to: Option<usize>) -> (bool, Answer) {
+        let reasons = credentials
+            .iter()
+            .flat_map(|it| self.reasons(*it, to))
+            .collect();
+        let answer = most_specific(&reasons);
+        let monitored = credentials.iter().all(|it| {
+            !self.reasons(*it, to).contains(&answer.reason())
+                || self.is_monitored(*it, to, answer.reason())
+        });
+        (monitored, answer)
+    }
+
+    /// Whether all that refuses this credential for this reason is only monitored.
+    fn is_monitored(&self, credential: u32, to: Option<usize>, reason: Reason) -> bool {
+        let monitored = |mode: u8| mode == Mode::Monitor as u8;
+        match reason {
+            Reason::WrongExecutable | Reason::WrongWorkload | Reason::NoEntitlement => {
+                monitored(self.bundle.mode)
+            }
+            Reason::UnclassifiedWorkload => {
+                monitored(self.bundle.mode) || self.bundle.flags & Bundle::UNCLASSIFIED_DENIED == 0
+            }
+            _ => {
+                let all = self.entitlements(credential);
+                let mut by = all
+                    .iter()
+                    .filter(|(_, _, grant)| self.reason(grant, to) == reason);
+                by.all(|(_, _, grant)| monitored(grant.mode))
+            }
+        }
     }
 
     fn tamper(&self) -> Answer {
@@ -370,7 +448,7 @@ fn tighten(world: &mut World, change: &Tightening) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     /// Permitted or not, and why not: of all true reasons the most specific.
     #[test]
@@ -434,7 +512,8 @@ proptest! {
                         Use::Reach(to) => oracle.covers(scope, slot, to),
                         _ => true,
                     };
-                    let monitored = oracle.only_stale(grant) && covered;
+                    let lapsed = verdict.denied() == Some(Reason::Expired);
+                    let monitored = lapsed && oracle.only_stale(grant) && covered;
                     (grant.mode * u8::from(!monitored), grant.action)
                 }
                 _ => (bundle.mode, bundle.action),
@@ -468,9 +547,12 @@ proptest! {
     /// What was refused is refused all the same once governance has not been heard of for too long, where everything is
     /// enforced: elsewhere a more specific reason may come from an entitlement that is only monitored.
     #[test]
-    fn invariant_staleness_never_permits(mut world in world(), what in any_use(), at in 0..10_u64) {
+    fn invariant_staleness_never_permits(mut world in world(), what in any_use(), at in 0..10_u64, all: bool) {
         for grant in world.grants.values_mut().flat_map(|it| &mut it.grants) {
             grant.mode = Mode::Enforce as u8;
+            if all {
+                *grant = Grant { valid_until: BootNs::NEVER, flags: Grant::STALE_ENDS | Grant::STALE_MONITORS, ..*grant };
+            }
         }
         let refused = |verdict: Verdict| verdict.denied().is_some() && verdict.mode() == Mode::Enforce;
         let before = decide(&world, what);
