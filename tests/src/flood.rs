@@ -83,13 +83,7 @@ pub fn run(args: &Args) -> Result<bool> {
     );
     stuck.kill()?;
     stuck.wait()?;
-    let report = daemon::enforcer(&["log", "verify", daemon::NODE_LOG])?;
-    ensure!(
-        report.status.success(),
-        "`log verify` ended with {} and said {}",
-        report.status,
-        String::from_utf8_lossy(&report.stdout)
-    );
+    daemon::log_is_whole()?;
     scene.off()?;
     Ok(true)
 }

@@ -40,8 +40,9 @@ pub enum Change {
     Unknown,
 }
 
-/// How many records wait for the engine in a channel; more stay in the kernel's rings.
-const WAITING: usize = 256;
+/// How many records wait for the engine in a channel; more stay in the kernel's rings, where a daemon that is killed leaves
+/// them to the next.
+const WAITING: usize = 64;
 
 /// Where everything that is read from the kernel goes. Changes wait apart from uses: a flood of uses must not
 /// delay the protection of a file that has just appeared.
@@ -159,7 +160,7 @@ fn follow(ring: RingBuf<MapData>) -> io::Result<AsyncFd<RingBuf<MapData>>> {
 }
 
 /// How many records are taken from a ring at once.
-const BATCH: usize = 256;
+const BATCH: usize = 64;
 
 /// Takes records out of a ring. `true` if there may be more.
 fn take<T>(ring: &mut RingBuf<MapData>, decode: fn(&[u8]) -> Option<T>, into: &mut Vec<T>) -> bool {

@@ -318,6 +318,18 @@ pub fn enforcer_json(words: &[&str]) -> Result<Value> {
     })
 }
 
+/// The node's log is whole, by what `log verify` says of it.
+pub fn log_is_whole() -> Result<()> {
+    let report = enforcer(&["log", "verify", NODE_LOG])?;
+    ensure!(
+        report.status.success(),
+        "`log verify` ended with {} and said {}",
+        report.status,
+        String::from_utf8_lossy(&report.stdout)
+    );
+    Ok(())
+}
+
 /// What `status` says.
 pub fn status() -> Result<Value> {
     enforcer_json(&["status", "-o", "json"])

@@ -88,13 +88,7 @@ pub fn run(args: &Args, shared: bool) -> Result<bool> {
         "the collector has {} records, each once or more",
         collector.count()
     );
-    let report = daemon::enforcer(&["log", "verify", daemon::NODE_LOG])?;
-    ensure!(
-        report.status.success(),
-        "`log verify` ended with {} and said {}",
-        report.status,
-        String::from_utf8_lossy(&report.stdout)
-    );
+    daemon::log_is_whole()?;
     thread::sleep(SETTLED);
     let (before, after) = (node.before(), daemon::tables()?);
     println!("tables at first {before:?}, at the end {after:?}");
