@@ -19,6 +19,7 @@ pub mod layout;
 pub mod origin;
 pub mod presence;
 pub mod replay;
+pub mod seal;
 pub mod settled;
 pub mod tables;
 pub mod tier;

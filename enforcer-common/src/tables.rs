@@ -99,6 +99,10 @@ pub struct Bundle {
     pub flags: u8,
     /// Always 0, which the verifier cannot know: see [`crate::decide`].
     pub zero: u64,
+    /// Before this moment no entitlement begins or ends, nor the bundle, nor what is known to be fresh; the daemon moves it.
+    pub steady_until: BootNs,
+    /// Random, another for each generation: what [`crate::seal`] is made with.
+    pub secret: [u64; 2],
 }
 
 impl Bundle {
@@ -518,6 +522,10 @@ pub struct SocketRecord {
     pub condemned: u32,
     /// Always 0.
     pub reserved: u32,
+    /// The last [`Verdict`](crate::verdict::Verdict) that let `task` reach something from here.
+    pub verdict: u64,
+    /// That verdict's [`crate::seal`]; 0 if there is none.
+    pub seal: u64,
 }
 
 impl SocketRecord {
@@ -528,6 +536,8 @@ impl SocketRecord {
         used: 0,
         condemned: 0,
         reserved: 0,
+        verdict: 0,
+        seal: 0,
     };
 }
 
@@ -609,7 +619,7 @@ sizes! {
     Versioned<CredentialId> = 12,
     Versioned<IdentityId> = 12,
     Versioned<ScopeId> = 12,
-    Bundle = 40,
+    Bundle = 64,
     Credential = 4,
     CredentialKey = 8,
     SubjectKey = 40,
@@ -640,7 +650,7 @@ sizes! {
     Share = 16,
     UsageKey = 80,
     Usage = 24,
-    SocketRecord = 80,
+    SocketRecord = 96,
     crate::watch::ChildKey = 72,
     crate::watch::PatternKey = 8,
     crate::watch::Pattern = 104,

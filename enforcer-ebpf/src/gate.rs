@@ -6,6 +6,7 @@ use enforcer_common::{
     event::{Gate, taken},
     facts::Task,
     ids::CredentialId,
+    seal,
     tables::{CredentialKey, EndpointKey, Tables, Versioned},
     verdict::{Reason, Verdict},
 };
@@ -14,7 +15,7 @@ use crate::{
     emit::{self, Object},
     holders::{self, added},
     maps::ENDPOINTS,
-    respond,
+    presence, respond,
     socket::Handle,
     tables::{KernelTables, settled},
     task,
@@ -80,12 +81,17 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) 
     let mut task = Task::NOBODY;
     task::current(&mut task);
     let now = emit::now();
-    let verdict = decide::reach(&KernelTables, now, &task, destination);
+    let moment = moment();
+    let mut verdict = remembered(socket, &task, destination, moment);
     if !verdict.governed() {
-        return false;
-    }
-    if !verdict.refuses() {
-        socket.remember(&task);
+        verdict = decide::reach(&KernelTables, now, &task, destination);
+        if !verdict.governed() {
+            return false;
+        }
+        if !verdict.refuses() {
+            let seal = seal(&task, destination, moment, verdict.0);
+            socket.remember(&task, verdict.0, seal);
+        }
     }
     let reported = match named {
         named::BY_CONNECTION => verdict.reason() != 0,
@@ -111,6 +117,42 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) 
     verdict.refuses()
 }
 
+/// See [`seal::moment`].
+#[inline(always)]
+pub fn moment() -> u64 {
+    seal::moment(task::generation(), presence::holdings())
+}
+
+/// The seal of a verdict; 0 if it lets nothing pass for long: it denies, if only for the record, or the node is degraded, or
+/// an entitlement begins or ends about now. In a frame of its own.
+#[inline(never)]
+pub fn seal(task: &Task, to: &Destination, moment: u64, verdict: u64) -> u64 {
+    let Some(bundle) = KernelTables.bundle() else {
+        return 0;
+    };
+    let verdict = Verdict(verdict);
+    let is_steady = bundle.degraded == 0 && emit::now() < bundle.steady_until;
+    if !is_steady || verdict.reason() != 0 {
+        return 0;
+    }
+    seal::of(&bundle.secret, task, to, moment, verdict)
+}
+
+/// What was permitted to the same task on the socket before, to the same destination, if all that this depended on is as
+/// it was. In a frame of its own.
+#[inline(never)]
+fn remembered(socket: Handle, task: &Task, to: &Destination, moment: u64) -> Verdict {
+    let Some(record) = socket.record() else {
+        return Verdict::PASS;
+    };
+    // SAFETY: the record lives as long as the program.
+    let (verdict, known) = unsafe { ((*record).verdict, (*record).seal) };
+    if known == 0 || known != seal(task, to, moment, verdict) {
+        return Verdict::PASS;
+    }
+    Verdict(verdict)
+}
+
 /// Leaves with a socket who uses it, if that is in no instance: should the process read a credential later, the
 /// packet gate finds it by this. (What was corked before goes out without a call, and before 6.5 `splice` to a socket
 /// passes no other gate.) Returns 0: a result that is no stack pointer.
@@ -128,7 +170,7 @@ pub fn remember_loner(socket: Handle) -> u32 {
     }
     let mut task = Task::NOBODY;
     task::current(&mut task);
-    socket.remember(&task);
+    socket.remember(&task, 0, 0);
     0
 }
 
@@ -145,7 +187,7 @@ pub fn answers(socket: Handle) -> bool {
     }
     let mut task = Task::NOBODY;
     task::current(&mut task);
-    socket.remember(&task);
+    socket.remember(&task, 0, 0);
     true
 }
 

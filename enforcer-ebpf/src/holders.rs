@@ -170,4 +170,5 @@ pub fn unaccounted(instance: CgroupId) {
         // SAFETY: a pointer into an array map; every writer writes the same value.
         unsafe { *flag = 1 };
     }
+    presence::held_more();
 }

@@ -237,6 +237,10 @@ pub static HOLDERS: HashMap<HolderKey, CredentialId> =
 pub static HELD_PRESENT: Array<u64> =
     Array::with_max_entries(1 << capacity::PRESENCE_BITS, BPF_F_MMAPABLE);
 
+/// How many holdings were recorded, ever; the daemon counts its own in memory that it shares with the programs.
+#[map]
+pub static HOLDINGS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
 /// What went into pipes, and what was sent to sockets: as if they were holders, by their kernel addresses.
 #[map]
 pub static LABELS: HashMap<HolderKey, CredentialId> =

@@ -24,7 +24,7 @@ use enforcer_common::{
 
 use crate::{
     emit::{self, Object},
-    presence,
+    gate, presence,
     socket::{self, Handle},
     tables::{KernelTables, blur},
     task,
@@ -63,6 +63,9 @@ pub fn egress(ctx: &SkBuffContext) -> bool {
         return false;
     };
     if !concerns(skb, socket) {
+        return false;
+    }
+    if !is_listening(sk) && is_permitted(skb, socket) {
         return false;
     }
     let by_cgroup = holder_by_cgroup(skb);
@@ -128,6 +131,27 @@ fn concerns(skb: *mut __sk_buff, socket: Handle) -> bool {
     let cgroup = CgroupId(unsafe { bpf_skb_cgroup_id(skb) });
     // Nobody's process has the number 0.
     presence::may_hold(Tgid(0), cgroup) || socket.record().is_some()
+}
+
+/// Whether a packet goes where the last call on its socket was let go, and all that this depended on is as it was. In a
+/// frame of its own.
+#[inline(never)]
+fn is_permitted(skb: *mut __sk_buff, socket: Handle) -> bool {
+    let Some(record) = socket.record() else {
+        return false;
+    };
+    // SAFETY: the record lives as long as the program.
+    let record = unsafe { &*record };
+    // SAFETY: the context of a cgroup skb program.
+    let cgroup = CgroupId(unsafe { bpf_skb_cgroup_id(skb) });
+    // Whoever was born elsewhere is judged by that as well.
+    let is_here = record.task.cgroup == cgroup && record.task.instance.0 != 0;
+    if record.seal == 0 || record.inbound != 0 || record.condemned != 0 || !is_here {
+        return false;
+    }
+    let mut to = Destination::NONE;
+    parse(skb, by::CALL, &mut to) == headers::PLAIN
+        && record.seal == gate::seal(&record.task, &to, gate::moment(), record.verdict)
 }
 
 /// The instance of the cgroup that the socket was made in, and [`HOLDS`]. In a frame of its own.

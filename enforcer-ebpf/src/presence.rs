@@ -10,7 +10,7 @@ use enforcer_common::{
     tables::{Holder, HolderKey, Versioned},
 };
 
-use crate::maps::{FILES, FILES_PRESENT, HELD_PRESENT};
+use crate::maps::{FILES, FILES_PRESENT, HELD_PRESENT, HOLDINGS};
 
 /// Whether the table behind may have a key of this word.
 #[inline(always)]
@@ -36,7 +36,12 @@ pub fn take(counters: &Array<u64>, word: u64) {
 
 #[inline(always)]
 fn change(counters: &Array<u64>, word: u64, by: i64) {
-    if let Some(count) = counters.get_ptr_mut(presence::slot(word)) {
+    change_at(counters, presence::slot(word), by);
+}
+
+#[inline(always)]
+fn change_at(counters: &Array<u64>, index: u32, by: i64) {
+    if let Some(count) = counters.get_ptr_mut(index) {
         // SAFETY: a pointer into an array map. Without the old value, which programs cannot have before 5.12; the
         // compiler has no atomics for this target.
         unsafe {
@@ -101,10 +106,28 @@ pub fn hold(
     let word = key.holder.word();
     add(&HELD_PRESENT, word);
     let is_new = table.insert(key, credential, BPF_NOEXIST as u64).is_ok();
-    if !is_new {
+    if is_new {
+        held_more();
+    } else {
         take(&HELD_PRESENT, word);
     }
     is_new
+}
+
+/// Somebody holds more than before: what was permitted because of what is held is to be decided anew.
+#[inline(always)]
+pub fn held_more() {
+    change_at(&HOLDINGS, 0, 1);
+}
+
+/// How many holdings were recorded, ever.
+#[inline(always)]
+pub fn holdings() -> u64 {
+    match HOLDINGS.get_ptr(0) {
+        // SAFETY: a pointer into an array map; volatile, so that it is read now.
+        Some(count) => unsafe { core::ptr::read_volatile(count) },
+        None => 0,
+    }
 }
 
 /// Takes a slot out of a table of holders. `false` if it was free.

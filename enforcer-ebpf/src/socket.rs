@@ -147,15 +147,17 @@ impl Handle {
         (!record.is_null()).then_some(record.cast())
     }
 
-    /// Leaves the facts of this call with the socket, for the packet gate. In a frame of its own; returns 0,
-    /// which is no stack pointer.
+    /// Leaves the facts of this call with the socket, for the packet gate, and the verdict with its seal, if it permits
+    /// (otherwise 0). In a frame of its own; returns 0, which is no stack pointer.
     #[inline(never)]
-    pub fn remember(self, task: &Task) -> u32 {
+    pub fn remember(self, task: &Task, verdict: u64, seal: u64) -> u32 {
         if let Some(record) = self.record_or_new() {
             // SAFETY: the record lives as long as the program.
             unsafe {
                 (*record).task = *task;
                 (*record).used = 1;
+                (*record).verdict = verdict;
+                (*record).seal = seal;
             }
         }
         0

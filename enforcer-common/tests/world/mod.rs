@@ -187,6 +187,8 @@ fn bundle() -> impl Strategy<Value = Bundle> {
                 degraded,
                 flags,
                 zero: 0,
+                steady_until: BootNs(0),
+                secret: [0; 2],
             },
         )
 }

@@ -112,6 +112,8 @@ pub fn compile(
             degraded: 0,
             flags: flags(bundle),
             zero: 0,
+            steady_until: BootNs(0),
+            secret: [0; 2],
         },
         credentials: rights.credentials(bundle, &credentials),
         subjects,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use enforcer_common::capacity;
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{
-    CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, PortSetId, WatchNode,
+    BootNs, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, PortSetId,
+    WatchNode,
 };
 use enforcer_common::origin::{self, Origins};
 use enforcer_common::tables::{
@@ -126,6 +127,19 @@ pub struct EntitlementInfo {
 }
 
 impl Policy {
+    /// After `now`, the first moment at which some entitlement begins or ends, or the bundle does, or what is known to be
+    /// fresh.
+    #[must_use]
+    pub fn steady_until(&self, now: BootNs, fresh_until: BootNs) -> BootNs {
+        let grants = self
+            .grants
+            .values()
+            .flat_map(|it| it.grants.iter().take(it.count as usize));
+        let moments = grants.flat_map(|it| [it.valid_from, it.valid_until]);
+        let all = moments.chain([fresh_until, self.bundle.expires]);
+        all.filter(|it| *it > now).min().unwrap_or(BootNs::NEVER)
+    }
+
     /// What the cgroup at `path` (from the cgroup root) means: the selectors of all named cgroups it is or lies in.
     /// 0 if nothing.
     #[must_use]

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use enforcer_bundle::{Bundle, Digest};
-use enforcer_common::ids::BootNs;
-use enforcer_common::tables::{self, Governed};
+use enforcer_common::tables::Governed;
 use enforcer_governance::contract::NodeStatus;
 use enforcer_governance::held::{Numbers, RootMark};
 use jiff::Timestamp;
@@ -102,19 +101,10 @@ impl Engine {
         self.stand_in().await;
     }
 
-    /// For the tables.
-    pub(super) fn fresh_until(&self) -> BootNs {
-        self.clock.clock().until(self.fresh_until)
-    }
-
     /// Moves only the time until which it is known that nothing is newer.
     fn freshen(&mut self) -> Result<(), maps::Error> {
+        self.set_times()?;
         let fresh_until = self.fresh_until();
-        let index = self.generation.0 & 1;
-        let mut tables = Maps(&mut self.loaded.ebpf);
-        let mut bundle: tables::Bundle = tables.at("BUNDLES", index)?;
-        bundle.fresh_until = fresh_until;
-        tables.set("BUNDLES", index, bundle)?;
         if let (Some(gate), Some(in_force)) = (&self.gate, &self.in_force) {
             let rules = Rules::new(in_force.policy.clone(), in_force.generation, fresh_until);
             gate.publish(Snapshot {

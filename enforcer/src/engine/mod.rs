@@ -14,6 +14,7 @@ mod programs;
 mod proof;
 mod status;
 mod swap;
+mod times;
 mod told;
 mod usage;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use aya::Ebpf;
 use enforcer_common::event::Ring;
 use enforcer_common::facts::Task;
-use enforcer_common::ids::{ExecutableKey, Generation, IdentityId, Tgid, Tid};
+use enforcer_common::ids::{BootNs, ExecutableKey, Generation, IdentityId, Tgid, Tid};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -159,6 +160,8 @@ pub struct Engine {
     proven: Result<(), String>,
     /// Whether holders are kept from everything, because a gate does not hold.
     degraded: bool,
+    /// As the bundle's description in the kernel says.
+    steady_until: BootNs,
     lost: [u64; Ring::ALL.len()],
     /// How many of those the programs have counted.
     lost_by_programs: [u64; Ring::ALL.len()],
@@ -243,6 +246,7 @@ impl Engine {
             refused: None,
             proven: Err("not tried yet".to_owned()),
             degraded: inheritance.degraded,
+            steady_until: BootNs(0),
             lost,
             lost_by_programs: lost,
             passed_over: PassedOver::default(),
@@ -378,6 +382,7 @@ impl Engine {
         self.report_passed_over();
         self.report_full_tables();
         self.look_after_usage();
+        self.keep_steady();
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };

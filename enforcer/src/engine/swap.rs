@@ -15,6 +15,7 @@ use super::{Engine, Error};
 use crate::compile::{Policy, changed};
 use crate::fanotify::{Rules, Snapshot};
 use crate::kernel::at_root;
+use crate::kernel::clock::boot_now;
 use crate::kernel::maps::{self, Maps};
 use crate::kernel::presence::Counters;
 use crate::node::cgroups;
@@ -68,11 +69,14 @@ impl Engine {
         let mut maps = Maps(&mut self.loaded.ebpf);
         let mut description = new.bundle;
         description.fresh_until = fresh_until;
+        description.steady_until = new.steady_until(boot_now(), fresh_until);
+        description.secret = rand::random();
         description.generation = next;
         description.degraded = u8::from(self.degraded);
         maps.set("BUNDLES", next.0 & 1, description)?;
         maps.set("GENERATION", 0, next)?;
         self.generation = next;
+        self.steady_until = description.steady_until;
         if let Some(gate) = &self.gate {
             gate.publish(Snapshot {
                 rules: Some(Arc::new(Rules::new(new.clone(), next, fresh_until))),

@@ -8,7 +8,7 @@ use enforcer_common::ids::CredentialId;
 use enforcer_common::tables::{Credential, Holder, HolderKey};
 
 use super::maps::{self, own_hash};
-use super::presence::Counters;
+use super::presence::{Counters, Holdings};
 
 /// `BPF_NOEXIST`.
 const NOEXIST: u64 = 1;
@@ -17,6 +17,7 @@ const NOEXIST: u64 = 1;
 pub struct Holders {
     table: HashMap<MapData, HolderKey, CredentialId>,
     counters: Counters,
+    holdings: Holdings,
 }
 
 /// What a holding was before it was recorded.
@@ -34,6 +35,7 @@ impl Holders {
         Ok(Self {
             table: own_hash(ebpf, "HOLDERS")?,
             counters: Counters::open(ebpf, "HELD_PRESENT")?,
+            holdings: Holdings::open(ebpf)?,
         })
     }
 
@@ -73,6 +75,7 @@ impl Holders {
                 .insert(key, credential, NOEXIST)
                 .map(|()| Recorded::New);
             if result.is_ok() {
+                self.holdings.add();
                 return result;
             }
             self.counters.take(holder.word());

@@ -13,14 +13,32 @@ use super::shared::Words;
 /// The counters of one table.
 pub struct Counters(Words);
 
+fn open(ebpf: &Ebpf, name: &'static str, count: usize) -> Result<Words, Error> {
+    let Some(Map::Array(array)) = ebpf.map(name) else {
+        return Err(Error::Missing(name));
+    };
+    Words::open(array, count).map_err(failed("open", name))
+}
+
+/// How many holdings were recorded, ever.
+pub struct Holdings(Words);
+
+impl Holdings {
+    /// Opens the count.
+    pub fn open(ebpf: &Ebpf) -> Result<Self, Error> {
+        open(ebpf, "HOLDINGS", 1).map(Self)
+    }
+
+    /// Counts one more, which is in its table.
+    pub fn add(&self) {
+        self.0.at(0).fetch_add(1, Ordering::SeqCst);
+    }
+}
+
 impl Counters {
     /// Opens them; `name` is that of the array.
     pub fn open(ebpf: &Ebpf, name: &'static str) -> Result<Self, Error> {
-        let Some(Map::Array(array)) = ebpf.map(name) else {
-            return Err(Error::Missing(name));
-        };
-        let words = Words::open(array, 1 << PRESENCE_BITS);
-        words.map(Self).map_err(failed("open", name))
+        open(ebpf, name, 1 << PRESENCE_BITS).map(Self)
     }
 
     /// Counts one key more, before it is written to the table.

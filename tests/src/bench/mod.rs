@@ -6,7 +6,8 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener, UdpSocket},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bpf,
-    harness::{Bundle, Daemon, daemon},
+    harness::{Bundle, Daemon, daemon, wait_for},
 };
 
 pub mod operations;
@@ -82,6 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
                 "{} can be opened, so nothing that is measured is a denial",
                 operations::DENIED
             );
+            until_idle(daemon)?;
             for (name, median) in measured(args.times)? {
                 entry(&mut costs, &name).with[at].push(median);
             }
@@ -91,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
                 println!("{size}");
                 sizes.push(size);
                 if at == 0 {
-                    programs(args.times)?;
+                    programs(daemon, args.times)?;
                 }
             }
         }
@@ -127,14 +129,21 @@ fn one(set: Set, times: usize) -> Result<Vec<(String, u64)>> {
     operations::of(set, times, peer)
 }
 
-/// Prints how often each program runs in each set, and how long, as the kernel counts it: with what counting costs.
-fn programs(times: usize) -> Result<()> {
+/// Prints how often each program runs in each set, and how long, as the kernel counts it: with what counting costs; and how
+/// often the daemon was woken.
+fn programs(daemon: &Daemon, times: usize) -> Result<()> {
     const COUNT: &str = "/proc/sys/kernel/bpf_stats_enabled";
     fs::write(COUNT, "1").context("cannot count the runs")?;
     for set in Set::ALL {
         let before = bpf::programs()?;
+        // It is told who looks at its programs.
+        until_idle(daemon)?;
+        let slept = sleeps(daemon)?;
         one(set, times)?;
-        println!("programs, {set:?}:");
+        println!(
+            "programs, {set:?}, who woke the daemon {} times:",
+            sleeps(daemon)? - slept
+        );
         for (name, after) in bpf::programs()? {
             let before = before.get(&name).copied().unwrap_or_default();
             let (runs, time_ns) = (after.count - before.count, after.time_ns - before.time_ns);
@@ -145,6 +154,45 @@ fn programs(times: usize) -> Result<()> {
         }
     }
     fs::write(COUNT, "0").context("cannot end counting the runs")
+}
+
+/// Waits until the daemon has done what it still has to do: it hashes a program that it has not seen before, and on one
+/// processor that takes turns with what is measured.
+fn until_idle(daemon: &Daemon) -> Result<()> {
+    const LOOK: Duration = Duration::from_millis(500);
+    const IDLE_NS: u64 = 2_000_000;
+    wait_for("the daemon to be idle", || {
+        let before = ran_ns(daemon).ok()?;
+        thread::sleep(LOOK);
+        (ran_ns(daemon).ok()? < before + IDLE_NS).then_some(())
+    })
+}
+
+/// How long the daemon's threads have run.
+fn ran_ns(daemon: &Daemon) -> Result<u64> {
+    of_threads(daemon, "schedstat", |text| {
+        text.split_whitespace().next()?.parse().ok()
+    })
+}
+
+/// How often the daemon's threads went to sleep.
+fn sleeps(daemon: &Daemon) -> Result<u64> {
+    of_threads(daemon, "status", |text| {
+        let mut lines = text.lines();
+        let switches = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        switches?.trim().parse().ok()
+    })
+}
+
+/// Sums what one file says of each of its threads.
+fn of_threads(daemon: &Daemon, file: &str, number: fn(&str) -> Option<u64>) -> Result<u64> {
+    let mut all = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.pid()))? {
+        let path = thread?.path().join(file);
+        let text = fs::read_to_string(&path)?;
+        all += number(&text).with_context(|| format!("{} says {text:?}", path.display()))?;
+    }
+    Ok(all)
 }
 
 /// How long one entitlement more takes to be in force.
