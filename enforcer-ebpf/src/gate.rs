@@ -138,6 +138,20 @@ pub fn seal(task: &Task, to: &Destination, moment: u64, verdict: u64) -> u64 {
     seal::of(&bundle.secret, task, to, moment, verdict)
 }
 
+/// Whether a hook has let the current process's same call go on, which left its facts with the socket, and all that this
+/// depended on is as it was. In a frame of its own.
+#[inline(never)]
+pub fn has_just_permitted(socket: Handle, to: &Destination) -> bool {
+    let Some(record) = socket.record() else {
+        return false;
+    };
+    // SAFETY: the record lives as long as the program.
+    let record = unsafe { &*record };
+    record.seal != 0
+        && record.task.tgid == task::ids().0
+        && record.seal == seal(&record.task, to, moment(), record.verdict)
+}
+
 /// What was permitted to the same task on the socket before, to the same destination, if all that this depended on is as
 /// it was. In a frame of its own.
 #[inline(never)]

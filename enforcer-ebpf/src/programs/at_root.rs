@@ -82,6 +82,9 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
             }
             return false;
         }
+        if constant(&TIER) != tier::FANOTIFY && gate::has_just_permitted(socket, &destination) {
+            return false;
+        }
         return gate::reach(socket, &destination, gate, named::BEFORE);
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
