@@ -1,11 +1,12 @@
 //! Ways to send: each refused to a holder, and allowed to where it may go.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
+use jiff::{SignedDuration, Timestamp};
 
-use super::{Scene, cases, entitled, other};
-use crate::harness::{Allowed, Dropped, Expect, Refused};
+use super::{Scene, cases, entitled, other, standard::DESTINATIONS};
+use crate::harness::{Allowed, Bundle, Dropped, Expect, Refused};
 
 cases![
     ipv4,
@@ -19,6 +20,7 @@ cases![
     endpoint_is_a_read,
     loopback_is_another_process,
     wrong_port,
+    what_was_permitted_ends,
 ];
 
 const READ: (&str, Expect) = ("read /srv/t/key", Allowed);
@@ -184,4 +186,64 @@ fn wrong_port(scene: &mut Scene) -> Result<()> {
         ],
     )?;
     Ok(())
+}
+
+/// Who has sent on a connection again and again is refused on it as soon as anything that this depended on is otherwise:
+/// what it holds, the bundle, or the time.
+fn what_was_permitted_ends(scene: &mut Scene) -> Result<()> {
+    const SEND: (&str, Expect) = ("send", Allowed);
+    let key = |rest: &str| Bundle::of_key(&format!("{DESTINATIONS}{rest}"));
+    let strangers = Bundle::of_key("destinations: [{cidr: 10.20.0.66, ports: [9000]}]");
+    for dial in ["dial 10.20.0.2:9000", "dial-udp 10.20.0.2:9000"] {
+        scene.standard()?;
+        let holding_more = ("read /srv/t/jealous-key", Allowed);
+        let steps = [
+            READ,
+            (dial, Allowed),
+            SEND,
+            SEND,
+            holding_more,
+            ("send", OUTSIDE),
+        ];
+        scene.check(&entitled(), &steps)?;
+
+        let steps = [
+            READ,
+            (dial, Allowed),
+            SEND,
+            SEND,
+            ("pause", Allowed),
+            ("send", OUTSIDE),
+        ];
+        scene.on(&key(""))?;
+        between(scene, &steps, |scene| scene.on(&strangers).map(drop))?;
+
+        let end = Timestamp::now() + SignedDuration::from_secs(8);
+        scene.on(&key(&format!(", validUntil: {end}")))?;
+        let steps = steps.map(|(step, expected)| match expected {
+            Refused(_) => (step, Refused("expired")),
+            other => (step, other),
+        });
+        between(scene, &steps, |_| {
+            while Timestamp::now() <= end {
+                thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Does the steps up to the pause, then something else, then the rest.
+fn between(
+    scene: &mut Scene,
+    steps: &[(&str, Expect)],
+    change: impl FnOnce(&mut Scene) -> Result<()>,
+) -> Result<()> {
+    let before = scene.outside.counts()?;
+    let mut sender = entitled().start(steps.iter().map(|(step, _)| step))?;
+    sender.until("paused")?;
+    change(scene)?;
+    sender.go_on()?;
+    scene.compare(&before, &sender.finish()?, entitled().steps_before(), steps)
 }
