@@ -1,5 +1,7 @@
 //! What this kernel can do, found by trying.
 
+use std::collections::BTreeMap;
+
 use enforcer_common::ids::Tgid;
 use serde::Serialize;
 
@@ -20,6 +22,9 @@ pub struct Capability {
     /// What to do about it, if it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<&'static str>,
+    /// Of a tier: how many instructions the verifier walked, by program. Kernels tell since 5.16.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub verified: BTreeMap<String, u32>,
 }
 
 /// Whether some tier can be had.
@@ -126,25 +131,25 @@ fn try_tier(tier: Tier) -> Capability {
     };
     let nobody = Tgid(std::process::id());
     let tried = load::start_tier(&load::Options::default(), tier, nobody);
-    check(name, tried.map(|loaded| works(&loaded)), remedy)
+    let verified = tried.as_ref().map(verified).unwrap_or_default();
+    let mut works = "attached, seen to be called, taken off again".to_owned();
+    let walked: u64 = verified.values().copied().map(u64::from).sum();
+    if walked > 0 {
+        works += &format!("; the verifier walked {walked} instructions");
+    }
+    Capability {
+        verified,
+        ..check(name, tried.map(|_| works), remedy)
+    }
 }
 
-fn works(loaded: &Loaded) -> String {
-    let verified: Vec<String> = loaded
-        .ebpf
-        .programs()
-        .filter_map(|(name, program)| {
-            let count = program.info().ok()?.verified_instruction_count()?;
-            Some(format!("{name} {count}"))
-        })
-        .collect();
-    if verified.is_empty() {
-        return "attached, seen to be called, taken off again".to_owned();
-    }
-    format!(
-        "attached, seen to be called, taken off again; instructions the verifier walked: {}",
-        verified.join(", ")
-    )
+fn verified(loaded: &Loaded) -> BTreeMap<String, u32> {
+    let programs = loaded.ebpf.programs();
+    let counts = programs.filter_map(|(name, program)| {
+        let count = program.info().ok()?.verified_instruction_count()?;
+        Some((name.to_owned(), count))
+    });
+    counts.collect()
 }
 
 fn check<E: std::error::Error>(
@@ -158,12 +163,14 @@ fn check<E: std::error::Error>(
             available: true,
             detail,
             remedy: None,
+            verified: BTreeMap::new(),
         },
         Err(error) => Capability {
             name,
             available: false,
             detail: crate::chain(&error),
             remedy: Some(remedy),
+            verified: BTreeMap::new(),
         },
     }
 }

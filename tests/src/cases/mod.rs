@@ -38,6 +38,7 @@ mod swap;
 mod terms;
 mod tools;
 mod usage;
+mod verifier;
 mod verity;
 
 /// One case.
@@ -80,6 +81,7 @@ const ALL: &[&[Case]] = &[
     fanotify::CASES,
     service::CASES,
     metrics::CASES,
+    verifier::CASES,
 ];
 
 /// What the cases share: one daemon, started when first needed, and the world outside.
