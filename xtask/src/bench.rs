@@ -4,13 +4,13 @@ use std::{fs, process::ExitCode, sync::Mutex};
 
 use anyhow::{Context as _, Result};
 
-use crate::{demo::Tee, kernels::Wanted, paths, programs, setup, vm};
+use crate::{cmd, demo::Tee, kernels::Wanted, paths, programs, setup, toolchain, vm};
 
 /// `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Measure on this kernel (may be repeated)
-    #[arg(long, default_values = ["6.1", "newest"])]
+    /// Measure only on this kernel (may be repeated), and not the daemon's own work
+    #[arg(long)]
     kernel: Vec<Wanted>,
     /// Measure on this tier (may be repeated): lsm, modify-return or fanotify
     #[arg(long, default_values = ["lsm", "fanotify"])]
@@ -23,8 +23,18 @@ pub struct Args {
     no_build: bool,
 }
 
-/// Measures on each kernel and tier; what is printed is also in `target/bench`.
+/// Measures on each kernel and tier, or where none is asked for on 6.1 and the newest, and then the daemon's own work on this
+/// machine by criterion. What guests print is also in `target/bench`.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let status = in_guests(args)?;
+    if args.kernel.is_empty() && status == ExitCode::SUCCESS {
+        let mut cargo = toolchain::host_cargo();
+        cmd::stream(cargo.args(["bench", "--package", "enforcer"]))?;
+    }
+    Ok(status)
+}
+
+fn in_guests(args: &Args) -> Result<ExitCode> {
     if !args.no_build {
         setup::run(false)?;
         programs::run()?;
@@ -32,7 +42,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let directory = paths::target().join("bench");
     fs::create_dir_all(&directory)
         .with_context(|| format!("cannot create {}", directory.display()))?;
-    for kernel in &args.kernel {
+    let mut kernels = args.kernel.clone();
+    if kernels.is_empty() {
+        kernels = vec![Wanted::Series(6, 1), Wanted::Newest];
+    }
+    for kernel in &kernels {
         for tier in &args.tier {
             let options = vm::Options {
                 icount: true,

@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .env("ENFORCER_TIER", "fanotify")
             .env("PATH", paths::path_with_programs()?);
         cmd::stream(&mut here)?;
-        kernels.push("6.12".parse().map_err(anyhow::Error::msg)?);
+        kernels.push(Wanted::Series(6, 12));
     }
     for kernel in kernels {
         println!("{kernel}");
