@@ -21,7 +21,7 @@ use std::path::Path;
 use enforcer::bundle::{OnExpiry, home_patterns, known, parse};
 use enforcer::compile::{CompileError, Facts, Numbering, Reserved, changed, compile};
 use enforcer_common::facts::Task;
-use enforcer_common::ids::IdentityId;
+use enforcer_common::ids::{BootNs, IdentityId};
 use enforcer_common::tables::{self, Credential, SocketName, Subject};
 use enforcer_common::verdict::{Action, Mode};
 
@@ -262,6 +262,31 @@ fn windows_are_judged_by_boot_time() {
         assert_eq!(
             (word(verdict), verdict.refuses()),
             ("bundle-expired", refuses)
+        );
+    }
+}
+
+#[test]
+fn nothing_begins_or_ends_before_it_is_said_to() {
+    let window =
+        "destinations: none, validFrom: 2026-11-22T00:00:10Z, validUntil: 2026-11-22T00:01:00Z";
+    let mut bundle = bundle(&one("cgroup: /a", window));
+    bundle.metadata.expires_at = Some("2026-11-22T00:02:00Z".parse().expect("a time"));
+    let policy = compile(&bundle, &node(), &mut Numbering::default(), &[]).expect("compiles");
+    let at = |seconds: u64| BootNs(seconds * 1_000_000_000);
+    for (now, fresh_until, steady_until) in [
+        (at(1000), BootNs::NEVER, at(1010)),
+        (at(1009), BootNs::NEVER, at(1010)),
+        (at(1010), BootNs::NEVER, at(1060)),
+        (at(1010), at(1030), at(1030)),
+        (at(1030), at(1030), at(1060)),
+        (at(1060), BootNs::NEVER, at(1120)),
+        (at(1120), BootNs::NEVER, BootNs::NEVER),
+    ] {
+        assert_eq!(
+            policy.steady_until(now, fresh_until),
+            steady_until,
+            "{now:?}"
         );
     }
 }

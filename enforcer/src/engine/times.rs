@@ -42,7 +42,7 @@ impl Engine {
             && let Err(error) = self.set_times()
         {
             tracing::warn!(
-                "each packet of a holder is decided by itself, which takes longer and is tried to be mended each second: {}",
+                "every packet of a holder is decided anew, which costs more, until a table can be written; that is tried again each second: {}",
                 crate::chain(&error)
             );
         }
