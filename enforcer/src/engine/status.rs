@@ -7,7 +7,7 @@ use enforcer_common::event::Ring;
 use enforcer_common::ids::{CgroupId, CredentialId, IdentityId, InodeKey, WatchNode};
 use enforcer_common::tables::{
     Cgroup, CgroupName, CopyUp, Credential, CredentialKey, GrantKey, Grants, HolderKey,
-    SocketRecord, Subject, SubjectKey, Versioned, Watch,
+    SocketRecord, Subject, SubjectKey, Usage, UsageKey, Versioned, Watch,
 };
 use enforcer_common::watch::Node;
 use jiff::Timestamp;
@@ -191,6 +191,7 @@ impl Engine {
                     .len(),
             ),
             ("watchNodes", maps.keys::<WatchNode, Node>("NODES")?.len()),
+            ("usages", maps.keys::<UsageKey, Usage>("USAGE")?.len()),
         ]))
     }
 

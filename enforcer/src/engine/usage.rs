@@ -11,7 +11,7 @@ use enforcer_common::capacity::USAGES;
 use enforcer_common::event::{Gate, Kind, Use};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{BootNs, CgroupId};
-use enforcer_common::tables::{Usage, UsageKey};
+use enforcer_common::tables::{Cgroup, Usage, UsageKey};
 use enforcer_common::verdict::{Mode, Verdict};
 use enforcer_governance::files;
 use jiff::Timestamp;
@@ -32,7 +32,7 @@ use crate::usage::{Destination, Ledger, Place, Row, Seen, Thresholds, findings, 
 const EVERY: Duration = Duration::from_secs(60);
 /// The record of a first use may still be on its way for so long.
 const ON_ITS_WAY: Duration = Duration::from_secs(10);
-/// A kind of use that was not seen for so long is told anew when it is; while there is room.
+/// A kind of use that was not seen for so long is told anew when it is; while there is room, and its instance or process.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 /// How often governance is told of usage, coverage and findings.
 const REPORTED_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -371,7 +371,11 @@ impl Engine {
                 self.summarise(&key, &usage, new);
                 Maps(&mut self.loaded.ebpf).put("USAGE_TOLD", key, usage.count)?;
             }
-            let kept = if full { EVERY } else { REMEMBERED };
+            let kept = match (self.has_ended(&key)?, full) {
+                (true, _) => ON_ITS_WAY,
+                (false, true) => EVERY,
+                (false, false) => REMEMBERED,
+            };
             if !self.uses.is_ours || age(usage.last) > kept {
                 let mut maps = Maps(&mut self.loaded.ebpf);
                 maps.remove::<UsageKey, Usage>("USAGE", &key)?;
@@ -388,6 +392,16 @@ impl Engine {
                 .write("usage-full", json!({"count": new, "message": message}));
         }
         Ok(())
+    }
+
+    /// Whether there will be no such use any more: its instance or process has gone.
+    fn has_ended(&mut self, key: &UsageKey) -> Result<bool, maps::Error> {
+        let (instance, tgid) = (key.instance(), key.tgid());
+        if instance == CgroupId(0) {
+            return Ok(!Path::new(&format!("/proc/{}", tgid.0)).exists());
+        }
+        let known: Option<Cgroup> = Maps(&mut self.loaded.ebpf).get("CGROUPS", &instance)?;
+        Ok(known.is_none())
     }
 
     fn summarise(&mut self, key: &UsageKey, usage: &Usage, new: u64) {

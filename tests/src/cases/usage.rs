@@ -1,6 +1,6 @@
 //! What is used: told at once the first time, counted from then on, kept over restarts, and what follows from it.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -15,6 +15,7 @@ cases![
     usage_counted,
     usage_outlives_daemons,
     usage_recommended_and_enforced,
+    what_has_ended_is_counted_and_forgotten,
 ];
 
 const KEY: &str = "read /srv/t/key";
@@ -282,4 +283,47 @@ fn usage_recommended_and_enforced(scene: &mut Scene) -> Result<()> {
     let verdicts: Vec<&Value> = of_ours.map(|it| &it[0]["after"]["verdict"]).collect();
     ensure!(!verdicts.is_empty(), "nothing became allowed: {replayed}");
     scene.off()
+}
+
+/// Jobs come and go, each a unit of its own: what they used is in the ledger, and nothing else is left of them.
+fn what_has_ended_is_counted_and_forgotten(scene: &mut Scene) -> Result<()> {
+    const JOBS: u64 = 8;
+    /// Records of first uses may be on their way for ten.
+    const SETTLED: Duration = Duration::from_secs(12);
+    scene.on(&bundle("E-jobs"))?;
+    let counted =
+        || -> Result<(u64, u64)> { Ok((count(&usage("E-jobs")?), daemon::tables()?["usages"])) };
+    let stays = Cgroup::unit("stays.service")?;
+    scene.check(&within("entitled", &stays), &[(KEY, Allowed)])?;
+    thread::sleep(SETTLED);
+    let before = counted()?;
+    for job in 0..JOBS {
+        let unit = Cgroup::unit(&format!("job-{job}.service"))?;
+        scene.check(
+            &within("entitled", &unit),
+            &[(KEY, Allowed), (KEY, Allowed)],
+        )?;
+    }
+    let (used, kinds) = counted()?;
+    ensure!(
+        kinds >= before.1 + JOBS,
+        "{JOBS} jobs made {kinds} kinds of use of {}",
+        before.1
+    );
+    thread::sleep(SETTLED);
+    let after = counted()?;
+    ensure!(
+        after == (before.0 + 2 * JOBS, before.1),
+        "uses and kinds of use were {before:?}, with the jobs {:?}, and after them {after:?}",
+        (used, kinds)
+    );
+    // A unit that is still there is known as before.
+    let events = scene.daemon()?.events.clone();
+    let again = scene.check(&within("entitled", &stays), &[(KEY, Allowed)])?;
+    ensure!(
+        events.of(again.pid).is_empty(),
+        "told again: {:?}",
+        events.of(again.pid)
+    );
+    Ok(())
 }

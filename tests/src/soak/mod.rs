@@ -90,6 +90,8 @@ pub fn run(args: &Args, shared: bool) -> Result<bool> {
     );
     daemon::log_is_whole()?;
     thread::sleep(SETTLED);
+    // It is counted up to now, and what has ended is forgotten.
+    daemon::enforcer_json(&["usage", "-o", "json"])?;
     let (before, after) = (node.before(), daemon::tables()?);
     println!("tables at first {before:?}, at the end {after:?}");
     for (table, count) in &after {
