@@ -157,17 +157,23 @@ impl Engine {
         };
         let when = self.clock.wall(record.time);
         let once = Seen::times(1, when, when);
-        self.uses.ledger.add(&row, once);
-        if !is_counted(record) {
-            return Ok(());
-        }
         let key = key(record);
         let mut maps = Maps(&mut self.loaded.ebpf);
-        if maps.get::<UsageKey, Usage>("USAGE", &key)?.is_some() {
-            let told: Option<u64> = maps.get("USAGE_TOLD", &key)?;
-            maps.put("USAGE_TOLD", key, told.unwrap_or(0) + 1)?;
-            self.uses.names.insert(key, row);
+        let counted = match is_counted(record) {
+            true => maps.get::<UsageKey, Usage>("USAGE", &key)?,
+            false => None,
+        };
+        let Some(usage) = counted else {
+            self.uses.ledger.add(&row, once);
+            return Ok(());
+        };
+        // A summary has it, if this record took that long.
+        let told = maps.get("USAGE_TOLD", &key)?.unwrap_or(0);
+        if told < usage.count {
+            maps.put("USAGE_TOLD", key, told + 1)?;
+            self.uses.ledger.add(&row, once);
         }
+        self.uses.names.insert(key, row);
         Ok(())
     }
 
@@ -336,8 +342,8 @@ impl Engine {
         }
     }
 
-    /// Tells what the kernel has counted since the last time, and keeps it. `all` includes what may not have been told
-    /// yet.
+    /// Tells what the kernel has counted since the last time, and keeps it. `all` includes kinds of use of which the first
+    /// may not have been told yet.
     pub(super) fn summarise_usage(&mut self, all: bool) {
         if self.in_force.is_none() {
             return;
@@ -363,13 +369,16 @@ impl Engine {
         let age = |moment: BootNs| Duration::from_nanos(now.0.saturating_sub(moment.0));
         for (key, usage) in counted {
             let told: Option<u64> = Maps(&mut self.loaded.ebpf).get("USAGE_TOLD", &key)?;
-            let new = usage.count.saturating_sub(told.unwrap_or(0));
-            if new > 0 && told.is_none() && !all && age(usage.first) < ON_ITS_WAY {
+            let is_coming = told.is_none() && age(usage.first) < ON_ITS_WAY;
+            if is_coming && !all {
                 continue;
             }
+            // What is on its way is counted when it is there.
+            let told = told.unwrap_or(0);
+            let new = usage.count.saturating_sub(told + u64::from(is_coming));
             if new > 0 {
                 self.summarise(&key, &usage, new);
-                Maps(&mut self.loaded.ebpf).put("USAGE_TOLD", key, usage.count)?;
+                Maps(&mut self.loaded.ebpf).put("USAGE_TOLD", key, told + new)?;
             }
             let kept = match (self.has_ended(&key)?, full) {
                 (true, _) => ON_ITS_WAY,
