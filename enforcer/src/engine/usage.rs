@@ -38,6 +38,8 @@ const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 const REPORTED_EVERY: Duration = Duration::from_secs(60 * 60);
 /// As many numbers of entitlements are remembered.
 const NUMBERS: usize = 131_072;
+/// As many users and destinations of an entitlement are told; `enforcer usage` has all.
+const LISTED: usize = 100;
 /// As many findings are told; `enforcer findings` has all.
 const FINDINGS: usize = 1_000;
 
@@ -296,11 +298,12 @@ impl Engine {
             "coverage",
             json!({"bundle": bundle.metadata.version, "coverage": summary.coverage, "unusedEntitlements": unused}),
         );
-        for it in &summary.entitlements {
+        for it in summary.entitlements {
             let count = |seen: Option<Seen>| seen.map_or(0, |seen| seen.count);
             let count = count(it.used) + count(it.denied);
             if self.uses.counts.insert(it.id.clone(), count) != Some(count) && count > 0 {
-                self.log.write("entitlement-usage", json!(it));
+                self.log
+                    .write("entitlement-usage", json!(it.shortened(LISTED)));
             }
         }
     }

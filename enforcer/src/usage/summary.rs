@@ -52,6 +52,47 @@ pub struct Of {
     pub by: Vec<By>,
     /// Where to.
     pub destinations: Vec<To>,
+    /// As many of these were left out ([`Of::shortened`]).
+    #[serde(skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
+}
+
+/// How many a list had beyond those that it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Omitted {
+    /// Of [`Of::by`].
+    pub by: usize,
+    /// Of [`Of::destinations`].
+    pub destinations: usize,
+}
+
+impl Omitted {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Of {
+    /// With at most so many in each list, those with the most uses: jobs that come and go are others each time, and a record
+    /// must not grow with them.
+    #[must_use]
+    pub fn shortened(mut self, most: usize) -> Self {
+        self.omitted = Omitted {
+            by: shorten(&mut self.by, most, |it| it.seen),
+            destinations: shorten(&mut self.destinations, most, |it| it.seen),
+        };
+        self
+    }
+}
+
+/// Returns how many went.
+fn shorten<T>(list: &mut Vec<T>, most: usize, seen: impl Fn(&T) -> Seen) -> usize {
+    let omitted = list.len().saturating_sub(most);
+    if omitted > 0 {
+        list.sort_by_key(|it| std::cmp::Reverse(seen(it).count));
+        list.truncate(most);
+    }
+    omitted
 }
 
 /// Who used it.
@@ -151,6 +192,7 @@ impl<'a> Sum<'a> {
             denied: self.denied,
             by: self.by.into_iter().map(by).collect(),
             destinations: self.to.into_iter().map(to).collect(),
+            omitted: Omitted::default(),
         }
     }
 }
@@ -198,5 +240,47 @@ pub fn summary(bundle: Option<&Bundle>, ledger: &Ledger) -> Summary {
         coverage: ledger.coverage.clone(),
         entitlements: entitlements.into_iter().map(entitlement).collect(),
         credentials: credentials.into_iter().map(credential).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_record_has_those_with_the_most_uses() {
+        let now = Timestamp::UNIX_EPOCH;
+        let mut ledger = Ledger::new(now);
+        for job in 0..300_u64 {
+            let row = Row {
+                credential: "key".to_owned(),
+                entitlement: Some("E".to_owned()),
+                workload: None,
+                executable: "/bin/job".to_owned(),
+                uid: 0,
+                place: Place::Unit(format!("job-{job}.service")),
+                verb: "read".to_owned(),
+                destination: None,
+                reason: None,
+                monitored: false,
+                trusted: false,
+            };
+            ledger.add(&row, Seen::times(1 + job, now, now));
+        }
+        let of = summary(None, &ledger).entitlements.remove(0);
+        assert_eq!((of.by.len(), of.omitted), (300, Omitted::default()));
+        let uses = of.used;
+        let of = of.shortened(100);
+        assert_eq!(
+            (of.by.len(), of.omitted.by, of.omitted.destinations),
+            (100, 200, 0)
+        );
+        assert_eq!(
+            (of.by[0].place.as_str(), of.by[99].seen.count),
+            ("job-299.service", 201)
+        );
+        assert_eq!(of.used, uses);
     }
 }

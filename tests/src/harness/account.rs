@@ -82,6 +82,10 @@ struct Account {
 
 impl Account {
     fn add(&mut self, pids: Option<&BTreeSet<u32>>, record: &Value) -> Result<()> {
+        ensure!(
+            record["kind"] != "log-trimmed",
+            "the log had no room for all that was told, so that nobody knows what it was: run the daemon with more --log-bytes"
+        );
         let pid = record["process"]["pid"].as_u64();
         let is_theirs = pids.is_none_or(|pids| pids.iter().any(|it| Some(u64::from(*it)) == pid));
         if is_theirs && record["verdict"] == "deny" {

@@ -49,6 +49,9 @@ const A_WHILE: Duration = Duration::from_secs(3);
 const TAKEN: &str = "/srv/t/taken-key";
 const READ_TAKEN: &str = "read /srv/t/taken-key";
 
+/// Room in the log for all that is told in hours: what has been taken out is in no account.
+const LOG_BYTES: &str = "4294967296";
+
 /// The node with its daemon.
 pub struct Node<'a> {
     scene: &'a mut Scene,
@@ -64,7 +67,10 @@ impl<'a> Node<'a> {
     pub fn start(scene: &'a mut Scene, collector: &'a Collector) -> Result<Self> {
         write(TAKEN, "the secret itself\n")?;
         write("/srv/t/added-key", "the secret itself\n")?;
-        let options = vec!["--sink".to_owned(), format!("soak={}", collector.url())];
+        let sink = format!("soak={}", collector.url());
+        let options = ["--sink", &sink, "--log-bytes", LOG_BYTES]
+            .map(str::to_owned)
+            .to_vec();
         let mut node = Self {
             scene,
             collector,
