@@ -245,9 +245,9 @@ impl Oracle<'_> {
     }
 
     /// Whether it may go on, as long as the node is not degraded, and the answer then.
-    fn reach_of(&self, governed: &[u32], overflow: bool, to: usize) -> (bool, Answer) {
-        let to = Some(to);
-        if (0..32).any(|slot| self.covers(self.bundle.baseline, slot, to.unwrap_or_default())) {
+    fn reach_of(&self, governed: &[u32], overflow: bool, destination: usize) -> (bool, Answer) {
+        let to = Some(destination);
+        if (0..32).any(|slot| self.covers(self.bundle.baseline, slot, destination)) {
             return (true, self.permitted());
         }
         let permitted = |credential: &u32| self.permits(*credential, to);

@@ -1,10 +1,5 @@
 //! What the daemon's own work takes: reading, checking and compiling bundles, deciding, and writing records.
 
-#![expect(
-    missing_docs,
-    reason = "criterion's macros make public functions without"
-)]
-
 use std::{collections::BTreeMap, fmt::Write as _, hint::black_box, path::Path};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
@@ -116,7 +111,11 @@ fn bundles(criterion: &mut Criterion) {
     group.sample_size(10);
     for entitlements in SIZES {
         let text = text(entitlements);
-        let envelope = Envelope::sign("text/plain", text.clone().into_bytes(), &[key.clone()]);
+        let envelope = Envelope::sign(
+            "text/plain",
+            text.clone().into_bytes(),
+            std::slice::from_ref(&key),
+        );
         group.bench_function(BenchmarkId::new("parse", entitlements), |bencher| {
             bencher.iter_with_setup(|| text.clone(), parsed);
         });
@@ -157,7 +156,7 @@ fn decisions(criterion: &mut Criterion) {
     for entitlements in SIZES {
         let policy = compiled(entitlements);
         let credential = policy
-            .credential("key-0")
+            .credential_of(Path::new("/keys/0"))
             .expect("a credential of the bundle");
         let mut tables = HostTables::new(&policy, Generation(3));
         assert_eq!(decide::read(&tables, now, &task, credential).denied(), None);
