@@ -218,7 +218,7 @@ fn what_was_permitted_ends(scene: &mut Scene) -> Result<()> {
         scene.on(&key(""))?;
         between(scene, &steps, |scene| scene.on(&strangers).map(drop))?;
 
-        let end = Timestamp::now() + SignedDuration::from_secs(8);
+        let end = Timestamp::now() + SignedDuration::from_secs(15);
         scene.on(&key(&format!(", validUntil: {end}")))?;
         let steps = steps.map(|(step, expected)| match expected {
             Refused(_) => (step, Refused("expired")),
