@@ -7,7 +7,7 @@ use std::{
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::peer;
 
-/// Nothing an actor does takes this long.
+/// No step of an actor takes this long.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Who acts: a program, in a cgroup, as a user.
@@ -80,7 +80,7 @@ impl Actor {
             stdin,
             lines,
             steps: Vec::new(),
-            end: Instant::now() + LIMIT,
+            limit: LIMIT,
         })
     }
 
@@ -148,7 +148,7 @@ pub struct Running {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     steps: Vec<Step>,
-    end: Instant,
+    limit: Duration,
 }
 
 impl Running {
@@ -159,16 +159,13 @@ impl Running {
 
     /// The next line, or none at the end.
     fn line(&mut self) -> Result<Option<String>> {
-        match self
-            .lines
-            .recv_timeout(self.end.saturating_duration_since(Instant::now()))
-        {
+        match self.lines.recv_timeout(self.limit) {
             Ok(line) => Ok(Some(line)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
                 bail!(
-                    "an actor still runs after {} s, having said {:?}",
-                    LIMIT.as_secs(),
+                    "an actor has said nothing for {} s, after {:?}",
+                    self.limit.as_secs(),
                     self.steps
                 )
             }
@@ -207,9 +204,9 @@ impl Running {
         &self.steps
     }
 
-    /// Allows it more time than usual.
+    /// Allows each step more time than usual.
     pub fn patiently(&mut self, limit: Duration) {
-        self.end = Instant::now() + limit;
+        self.limit = limit;
     }
 
     /// Ends its input, and waits for its end.
