@@ -1,10 +1,14 @@
 //! Everything together for a long time, on this machine and in a guest.
 
-use std::process::{Command, ExitCode};
+use std::{
+    env,
+    ffi::OsString,
+    process::{Command, ExitCode},
+};
 
 use anyhow::Result;
 
-use crate::{cmd, kernels::Wanted, paths, programs, setup, vm};
+use crate::{cmd, containers, kernels::Wanted, paths, programs, setup, vm};
 
 /// `cargo xtask soak`.
 #[derive(clap::Args)]
@@ -35,7 +39,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let mut here = Command::new("enforcer-tests");
         here.args(words)
             .env("ENFORCER_TIER", "fanotify")
-            .env("PATH", paths::path_with_programs()?);
+            .env("PATH", path_here()?);
         cmd::stream(&mut here)?;
         kernels.push(Wanted::Series(6, 12));
     }
@@ -43,6 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         println!("{kernel}");
         let options = vm::Options {
             timeout: 60 * args.minutes + BESIDES,
+            tools: true,
             ..vm::Options::for_kernel(kernel)
         };
         let command = format!("enforcer-tests {}", words.join(" "));
@@ -52,4 +57,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// With the programs, and with runc after all that the machine has itself.
+fn path_here() -> Result<OsString> {
+    let programs = paths::path_with_programs()?;
+    let runc = containers::unpacked()?.join("usr/sbin");
+    let all = env::split_paths(&programs).chain(std::iter::once(runc));
+    Ok(env::join_paths(all)?)
 }

@@ -1,4 +1,5 @@
-//! Programs from Debian that secrets commonly pass through, and that make file systems, for guests that try them.
+//! Programs from Debian that secrets commonly pass through, that make file systems, start containers and install packages, for
+//! guests that try them.
 
 use std::{
     fs::{self, File},
@@ -16,13 +17,18 @@ const SUITE: &str = "trixie";
 /// The programs, and the libraries that they are linked with.
 const PACKAGES: &[&str] = &[
     "docker-cli",
+    "dpkg",
     "e2fsprogs",
     "git",
     "openssh-client",
     "python3.13-minimal",
+    "runc",
+    "tar",
     "libpython3.13-minimal",
     "libc6",
+    "libacl1",
     "libblkid1",
+    "libbz2-1.0",
     "libcom-err2",
     "libexpat1",
     "libext2fs2t64",
@@ -31,7 +37,10 @@ const PACKAGES: &[&str] = &[
     "libkeyutils1",
     "libkrb5-3",
     "libkrb5support0",
+    "liblzma5",
+    "libmd0",
     "libpcre2-8-0",
+    "libseccomp2",
     "libselinux1",
     "libss2",
     "libssl3t64",

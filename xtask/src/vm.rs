@@ -71,7 +71,7 @@ pub struct Options {
         allow_hyphen_values = true
     )]
     pub append: String,
-    /// Debian's Python, git, ssh and docker for the guest
+    /// Debian's Python, git, ssh, docker, runc and dpkg for the guest
     #[arg(long)]
     pub tools: bool,
     /// Count instructions as time on one processor, for measurements that repeat

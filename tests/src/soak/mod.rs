@@ -3,7 +3,9 @@
 //! and nothing else permitted, no record may be lost without account, and nothing may grow.
 
 mod collector;
+mod container;
 mod disturb;
+mod package;
 mod work;
 
 use std::{
@@ -53,7 +55,7 @@ pub fn run(args: &Args, shared: bool) -> Result<bool> {
 
     let accounts = Accounts::open()?;
     let crowd = Crowd::gather()?;
-    let work = Work::start();
+    let work = Work::start()?;
     let mut chance = Chance(args.seed | 1);
     let begun = Instant::now();
     let end = begun + MINUTE * u32::try_from(args.minutes)?;

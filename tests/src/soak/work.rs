@@ -1,5 +1,5 @@
-//! Processes that come and go all the while: services that use their credential, others that try to, shells, and programs
-//! that are copied in and started.
+//! Processes that come and go all the while: services and containers that use their credential, others that try to, shells,
+//! and packages that are installed.
 
 use std::{
     fmt,
@@ -12,22 +12,25 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
+use super::{container::Containers, package::Package};
 use crate::{
     cases::{entitled, other},
     harness::{Cgroup, check},
 };
 
 const KEY: &str = "read /srv/t/key";
-const HOME: &str = "tcp 10.20.0.2:9000";
-const ABROAD: &str = "tcp 10.20.0.66:9000";
+/// The same in a container.
+pub const KEY_INSIDE: &str = "read /secret/key";
+/// Where a holder of it may send.
+pub const HOME: &str = "tcp 10.20.0.2:9000";
+/// Where it may not.
+pub const ABROAD: &str = "tcp 10.20.0.66:9000";
 /// Ways to the same file.
 const DETOURS: [&str; 2] = [KEY, "read /proc/self/root/srv/t/key"];
 /// Between two rounds of one worker.
 const REST: Duration = Duration::from_millis(300);
-/// What an installation does: programs come, run, and go.
-const INSTALL: &str = "d=$(mktemp -d) && for i in 1 2 3 4 5 6 7 8; do mkdir $d/$i && cp /bin/true $d/$i/true && $d/$i/true || exit 1; done && rm -r $d";
 /// What a shell does all day.
 const SHELL: &str =
     "for i in 1 2 3 4 5 6 7 8; do (echo $i | cat | wc -c) >/dev/null || exit 1; done";
@@ -37,10 +40,13 @@ const SHELL: &str =
 struct Counts {
     used: AtomicU64,
     refused: AtomicU64,
-    shells: AtomicU64,
+    unrelated: AtomicU64,
     done: AtomicBool,
     failure: Mutex<Option<anyhow::Error>>,
 }
+
+/// What a worker does each time, of this number.
+type Round = Box<dyn Fn(&Counts, u64) -> Result<()> + Send>;
 
 /// The workers.
 pub struct Work {
@@ -50,9 +56,25 @@ pub struct Work {
 
 impl Work {
     /// Lets them begin.
-    pub fn start() -> Self {
+    pub fn start() -> Result<Self> {
+        let (containers, package) = (Containers::prepare()?, Package::build()?);
         let counts = Arc::new(Counts::default());
-        let rounds: [fn(&Counts, u64) -> Result<()>; 3] = [service, attacker, shell];
+        let rounds: [Round; 5] = [
+            Box::new(service),
+            Box::new(attacker),
+            Box::new(move |counts, _| {
+                let (used, refused) = containers.both()?;
+                counts.used.fetch_add(used, Ordering::Relaxed);
+                counts.refused.fetch_add(refused, Ordering::Relaxed);
+                Ok(())
+            }),
+            Box::new(move |counts, _| {
+                package.comes_and_goes()?;
+                counts.unrelated.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }),
+            Box::new(shell),
+        ];
         let workers = rounds.map(|round| {
             let counts = Arc::clone(&counts);
             thread::spawn(move || {
@@ -68,10 +90,10 @@ impl Work {
                 }
             })
         });
-        Self {
+        Ok(Self {
             counts,
             workers: workers.into(),
-        }
+        })
     }
 
     /// Nobody has seen anything wrong yet.
@@ -103,15 +125,15 @@ impl fmt::Display for Work {
         let Counts {
             used,
             refused,
-            shells,
+            unrelated,
             ..
         } = &*self.counts;
         write!(
             f,
-            "{} used, {} refused, {} scripts",
+            "{} used, {} refused, {} that have nothing to do with it",
             of(used),
             of(refused),
-            of(shells)
+            of(unrelated)
         )
     }
 }
@@ -151,25 +173,19 @@ fn attacker(counts: &Counts, _: u64) -> Result<()> {
     Ok(())
 }
 
-/// They have nothing to do with any credential, and must not feel anything.
-fn shell(counts: &Counts, number: u64) -> Result<()> {
-    let script = if number.is_multiple_of(2) {
-        SHELL
-    } else {
-        INSTALL
-    };
+/// It has nothing to do with any credential, and must not feel anything.
+fn shell(counts: &Counts, _: u64) -> Result<()> {
     let output = Command::new("sh")
-        .args(["-c", script])
+        .args(["-c", SHELL])
         .stdin(Stdio::null())
         .output()
         .context("no shell")?;
-    if !output.status.success() {
-        bail!(
-            "`{script}` ended with {} and said {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    counts.shells.fetch_add(1, Ordering::Relaxed);
+    ensure!(
+        output.status.success(),
+        "`{SHELL}` ended with {} and said {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    counts.unrelated.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }
