@@ -21,7 +21,7 @@ pub(super) struct Shape {
 /// A node and the way to it from the root.
 #[derive(Clone, Copy)]
 pub(super) struct At<'a> {
-    node: &'a Node,
+    node: &'a Node<'a>,
     trail: Trail<'a>,
 }
 
@@ -55,7 +55,7 @@ impl Trail<'_> {
 }
 
 impl<'a> At<'a> {
-    pub fn root(file: &'a Arc<Path>, node: &'a Node) -> Self {
+    pub fn root(file: &'a Arc<Path>, node: &'a Node<'a>) -> Self {
         Self {
             node,
             trail: Trail::Root(file),
@@ -120,7 +120,7 @@ impl<'a> At<'a> {
         let mut strange = false;
         for field in fields
             .iter()
-            .filter(|field| !shape.fields.contains(&field.name.as_str()))
+            .filter(|field| !shape.fields.contains(&&*field.name))
         {
             strange = true;
             if report.is_full() {
@@ -187,7 +187,7 @@ impl<'a> At<'a> {
             };
             let value = at.parsed(report, &read);
             pairs = pairs.zip(value).map(|(mut pairs, value)| {
-                pairs.push((field.name.clone(), value));
+                pairs.push((field.name.clone().into_owned(), value));
                 pairs
             });
         }
@@ -370,8 +370,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn unexpected_field(field: &Field, shape: &Shape, meant: Option<&str>) -> String {
-    let name = field.name.as_str();
+fn unexpected_field(field: &Field<'_>, shape: &Shape, meant: Option<&str>) -> String {
+    let name = &*field.name;
     if shape.later.contains(&name) {
         return format!("`{name}` is not supported by this version yet; remove it");
     }
@@ -396,7 +396,7 @@ fn listed(words: &[&str], and: &str) -> String {
     }
 }
 
-fn describe(value: &Value) -> String {
+fn describe(value: &Value<'_>) -> String {
     match value {
         Value::Null => "nothing".to_owned(),
         Value::Bool(value) => value.to_string(),

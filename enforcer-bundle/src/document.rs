@@ -4,6 +4,7 @@
 //! the YAML 1.2 core schema. Anchors, aliases, tags and directives are mistakes, so a value stands where it is used,
 //! means what it looks like, and cannot be multiplied; depth, nodes and bytes are bounded.
 
+use std::borrow::Cow;
 use std::collections::hash_map::{Entry, HashMap};
 use std::path::Path;
 use std::sync::Arc;
@@ -18,43 +19,73 @@ use super::mistake::{Place, Position, Report, quoted};
 const MAX_DEPTH: usize = 32;
 /// How many values and names one file may hold; 100 000 entitlements have about half of it.
 const MAX_NODES: usize = 4_000_000;
+/// Fields that a mapping mostly has no more of.
+const FEW: usize = 16;
 
-/// A value and where it begins.
+/// A value and where it begins. What is written plainly is not copied out of the text: a large bundle has millions.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct Node<'a> {
     pub position: Position,
-    pub value: Value,
+    pub value: Value<'a>,
 }
 
 #[derive(Debug)]
-pub(super) enum Value {
+pub(super) enum Value<'a> {
     Null,
     Bool(bool),
     /// A whole number, as written.
-    Integer(String),
+    Integer(Cow<'a, str>),
     /// Any other number, as written.
-    Float(String),
-    Text(String),
-    List(Vec<Node>),
+    Float(Cow<'a, str>),
+    Text(Cow<'a, str>),
+    List(Vec<Node<'a>>),
     /// In the order of the text, names unique.
-    Map(Vec<Field>),
+    Map(Vec<Field<'a>>),
     /// Something already reported.
     Refused,
 }
 
+/// Of JSON, which knows no lines.
+impl<'a> From<&'a serde_json::Value> for Node<'a> {
+    fn from(value: &'a serde_json::Value) -> Self {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Null => Value::Null,
+            Json::Bool(value) => Value::Bool(*value),
+            Json::Number(number) if number.is_f64() => Value::Float(number.to_string().into()),
+            Json::Number(number) => Value::Integer(number.to_string().into()),
+            Json::String(text) => Value::Text(text.into()),
+            Json::Array(items) => Value::List(items.iter().map(Self::from).collect()),
+            Json::Object(fields) => Value::Map(
+                (fields.iter())
+                    .map(|(name, value)| Field {
+                        name: name.into(),
+                        position: Position::START,
+                        node: Self::from(value),
+                    })
+                    .collect(),
+            ),
+        };
+        Self {
+            position: Position::START,
+            value,
+        }
+    }
+}
+
 /// As JSON. Only for documents without a mistake: their numbers are whole, and fit.
-impl From<&Node> for serde_json::Value {
-    fn from(node: &Node) -> Self {
+impl From<&Node<'_>> for serde_json::Value {
+    fn from(node: &Node<'_>) -> Self {
         match &node.value {
             Value::Null | Value::Refused => Self::Null,
             Value::Bool(value) => (*value).into(),
             Value::Integer(digits) => digits
                 .parse::<u64>()
-                .map_or_else(|_| digits.as_str().into(), Self::from),
-            Value::Float(text) | Value::Text(text) => text.as_str().into(),
+                .map_or_else(|_| (**digits).into(), Self::from),
+            Value::Float(text) | Value::Text(text) => (**text).into(),
             Value::List(items) => items.iter().map(Self::from).collect(),
             Value::Map(fields) => (fields.iter())
-                .map(|field| (field.name.clone(), Self::from(&field.node)))
+                .map(|field| (field.name.clone().into_owned(), Self::from(&field.node)))
                 .collect(),
         }
     }
@@ -62,22 +93,22 @@ impl From<&Node> for serde_json::Value {
 
 /// A name in a mapping, and what it stands for.
 #[derive(Debug)]
-pub(super) struct Field {
-    pub name: String,
+pub(super) struct Field<'a> {
+    pub name: Cow<'a, str>,
     pub position: Position,
-    pub node: Node,
+    pub node: Node<'a>,
 }
 
 /// The documents of one file, as far as they could be read.
 #[derive(Debug)]
-pub(super) struct Documents {
-    pub roots: Vec<Node>,
+pub(super) struct Documents<'a> {
+    pub roots: Vec<Node<'a>>,
     /// Whether that was all of the file.
     pub complete: bool,
 }
 
 /// Reads all documents in `text`. Empty ones are left out.
-pub(super) fn read(file: &Arc<Path>, text: &str, report: &mut Report) -> Documents {
+pub(super) fn read<'a>(file: &Arc<Path>, text: &'a str, report: &mut Report) -> Documents<'a> {
     let options = granit_parser::options! {
         disallow_directives: true,
         emit_comments: false,
@@ -130,15 +161,15 @@ fn position_of(marker: granit_parser::Marker) -> Position {
     }
 }
 
-struct Reader<'a> {
+struct Reader<'a, 'r> {
     parser: Parser<'a, StrInput<'a>>,
-    file: &'a Arc<Path>,
-    report: &'a mut Report,
+    file: &'r Arc<Path>,
+    report: &'r mut Report,
     nodes: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn documents(&mut self, roots: &mut Vec<Node>) -> Result<(), Stop> {
+impl<'a> Reader<'a, '_> {
+    fn documents(&mut self, roots: &mut Vec<Node<'a>>) -> Result<(), Stop> {
         while let Some(next) = self.parser.next_event() {
             let (event, span) = next?;
             if matches!(
@@ -159,7 +190,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The node that begins with `event`, with all that is in it.
-    fn node(&mut self, event: Event<'a>, span: Span) -> Result<Node, Stop> {
+    fn node(&mut self, event: Event<'a>, span: Span) -> Result<Node<'a>, Stop> {
         let position = position_of(span.start);
         self.nodes += 1;
         if self.nodes > MAX_NODES {
@@ -176,8 +207,8 @@ impl<'a> Reader<'a> {
                 | Event::MappingStart(_, 1.., _)
         );
         let value = match event {
-            Event::Scalar(text, ScalarStyle::Plain, ..) => resolve(text.into_owned()),
-            Event::Scalar(text, ..) => Value::Text(text.into_owned()),
+            Event::Scalar(text, ScalarStyle::Plain, ..) => resolve(text),
+            Event::Scalar(text, ..) => Value::Text(text),
             Event::SequenceStart(..) => self.list()?,
             Event::MappingStart(..) => self.map()?,
             Event::Alias(_) => self.refuse(
@@ -203,7 +234,7 @@ impl<'a> Reader<'a> {
         Ok(Node { position, value })
     }
 
-    fn list(&mut self) -> Result<Value, Stop> {
+    fn list(&mut self) -> Result<Value<'a>, Stop> {
         let mut items = Vec::new();
         loop {
             match self.inner()? {
@@ -213,15 +244,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn map(&mut self) -> Result<Value, Stop> {
-        let mut fields: Vec<Field> = Vec::new();
-        let mut seen: HashMap<String, Position> = HashMap::new();
+    fn map(&mut self) -> Result<Value<'a>, Stop> {
+        let mut fields: Vec<Field<'a>> = Vec::new();
+        // Only of those that have many: looking at a few names is quicker.
+        let mut seen: HashMap<Cow<'a, str>, usize> = HashMap::new();
         loop {
             let (event, span) = self.inner()?;
             if event == Event::MappingEnd {
                 return Ok(Value::Map(fields));
             }
-            let name = event.scalar().map(|(text, _)| text.to_owned());
+            let name = match &event {
+                Event::Scalar(text, ..) => Some(text.clone()),
+                _ => None,
+            };
             let key = self.node(event, span)?;
             let (event, span) = self.inner()?;
             let node = self.node(event, span)?;
@@ -232,17 +267,28 @@ impl<'a> Reader<'a> {
                 );
                 continue;
             };
-            match seen.entry(name.clone()) {
-                Entry::Vacant(free) => {
-                    free.insert(key.position);
-                    fields.push(Field {
-                        name,
-                        position: key.position,
-                        node,
-                    });
-                }
-                Entry::Occupied(first) => {
-                    let first = Place::in_file(self.file, *first.get());
+            if fields.len() == FEW {
+                let first = fields.iter().enumerate();
+                seen.extend(first.map(|(at, field)| (field.name.clone(), at)));
+            }
+            let first = match fields.len() {
+                ..FEW => fields.iter().position(|field| field.name == name),
+                at => match seen.entry(name.clone()) {
+                    Entry::Vacant(free) => {
+                        free.insert(at);
+                        None
+                    }
+                    Entry::Occupied(first) => Some(*first.get()),
+                },
+            };
+            match first {
+                None => fields.push(Field {
+                    name,
+                    position: key.position,
+                    node,
+                }),
+                Some(at) => {
+                    let first = Place::in_file(self.file, fields[at].position);
                     self.refuse(
                         key.position,
                         format!("{} is already given at {first}; remove one", quoted(&name)),
@@ -263,7 +309,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn refuse(&mut self, position: Position, message: impl Into<String>) -> Value {
+    fn refuse(&mut self, position: Position, message: impl Into<String>) -> Value<'a> {
         self.report
             .add(&Place::in_file(self.file, position), message);
         Value::Refused
@@ -271,8 +317,8 @@ impl<'a> Reader<'a> {
 }
 
 /// A plain scalar by the YAML 1.2 core schema.
-fn resolve(text: String) -> Value {
-    match text.as_str() {
+fn resolve(text: Cow<'_, str>) -> Value<'_> {
+    match &*text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),

@@ -25,7 +25,7 @@ pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// [`LoadError::Io`] if something cannot be read, [`LoadError::Mistakes`] if what was read is not a
 /// consistent bundle. Either way nothing of it counts.
 pub fn load(path: &Path) -> Result<Bundle, LoadError> {
-    read(path).map(|(bundle, _)| bundle)
+    read(path, |_| ()).map(|(bundle, ())| bundle)
 }
 
 /// The same with its parts, as they are written.
@@ -33,11 +33,11 @@ pub fn load(path: &Path) -> Result<Bundle, LoadError> {
 /// # Errors
 /// As [`load`].
 pub fn load_parts(path: &Path) -> Result<(Bundle, Parts), LoadError> {
-    let (bundle, roots) = read(path)?;
-    Ok((bundle, Parts::of(&roots)))
+    read(path, Parts::of)
 }
 
-fn read(path: &Path) -> Result<(Bundle, Vec<Node>), LoadError> {
+/// The bundle, and what `parts` makes of its documents.
+fn read<T>(path: &Path, parts: impl FnOnce(&[Node<'_>]) -> T) -> Result<(Bundle, T), LoadError> {
     let mut report = Report::default();
     let mut draft = Draft::default();
     let mut sources = Vec::new();
@@ -62,7 +62,7 @@ fn read(path: &Path) -> Result<(Bundle, Vec<Node>), LoadError> {
             None => draft.incomplete = true,
         }
     }
-    Ok(build(&sources, draft, report)?)
+    Ok(build(&sources, draft, report, parts)?)
 }
 
 /// Reads a bundle from texts that are at hand; the paths only serve to name them in mistakes.
@@ -70,40 +70,98 @@ fn read(path: &Path) -> Result<(Bundle, Vec<Node>), LoadError> {
 /// # Errors
 /// All [`Mistakes`] found, several at once; nothing of the bundle counts then.
 pub fn parse(sources: &[(PathBuf, String)]) -> Result<Bundle, Mistakes> {
-    build(sources, Draft::default(), Report::default()).map(|(bundle, _)| bundle)
+    let nothing_more = |_: &[Node<'_>]| ();
+    build(sources, Draft::default(), Report::default(), nothing_more).map(|(bundle, ())| bundle)
+}
+
+/// Makes a bundle of a JSON document, which knows no lines; the path only serves to name it in mistakes. What it is told from
+/// others by is the digest of its text.
+pub(super) fn of_json(path: &Path, document: &serde_json::Value) -> Result<Bundle, Mistakes> {
+    let file: Arc<Path> = path.into();
+    let mut building = Building::default();
+    if building.takes(&file, &format!("{document:#}")) {
+        let root = Node::from(document);
+        schema::document(
+            At::root(&file, &root),
+            &mut building.report,
+            &mut building.draft,
+        );
+    }
+    building.finish(path)
 }
 
 /// Adds the sources to what there is, and makes a bundle of it.
-fn build(
+fn build<T>(
     sources: &[(PathBuf, String)],
-    mut draft: Draft,
-    mut report: Report,
-) -> Result<(Bundle, Vec<Node>), Mistakes> {
+    draft: Draft,
+    report: Report,
+    parts: impl FnOnce(&[Node<'_>]) -> T,
+) -> Result<(Bundle, T), Mistakes> {
+    let mut building = Building {
+        draft,
+        report,
+        ..Building::default()
+    };
     let mut roots = Vec::new();
-    let mut hash = Sha256::new();
-    let mut left = MAX_BYTES;
     for (path, text) in sources {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
         let file: Arc<Path> = path.as_path().into();
-        if !fits(&file, text.len(), &mut left, &mut report) {
-            draft.incomplete = true;
+        if !building.takes(&file, text) {
             continue;
         }
-        let documents = document::read(&file, text, &mut report);
-        draft.incomplete |= !documents.complete;
+        let documents = document::read(&file, text, &mut building.report);
+        building.draft.incomplete |= !documents.complete;
         for root in &documents.roots {
-            schema::document(At::root(&file, root), &mut report, &mut draft);
+            schema::document(
+                At::root(&file, root),
+                &mut building.report,
+                &mut building.draft,
+            );
         }
         roots.extend(documents.roots);
     }
-    let Digest(digest) = Digest::of_hash(hash);
     let first = sources
         .first()
         .map_or(Path::new("bundle"), |(path, _)| path);
-    let start = Place::in_file(&first.into(), Position::START);
-    let bundle = validate(draft, &start, digest, &mut report);
-    Ok((report.settle(bundle)?, roots))
+    Ok((building.finish(first)?, parts(&roots)))
+}
+
+/// A bundle of which some documents have been read.
+struct Building {
+    draft: Draft,
+    report: Report,
+    hash: Sha256,
+    /// Bytes it may still have.
+    left: u64,
+}
+
+impl Default for Building {
+    fn default() -> Self {
+        Self {
+            draft: Draft::default(),
+            report: Report::default(),
+            hash: Sha256::new(),
+            left: MAX_BYTES,
+        }
+    }
+}
+
+impl Building {
+    /// Counts a text in, if there is room for it.
+    fn takes(&mut self, file: &Arc<Path>, text: &str) -> bool {
+        self.hash.update((text.len() as u64).to_le_bytes());
+        self.hash.update(text);
+        let fits = fits(file, text.len(), &mut self.left, &mut self.report);
+        self.draft.incomplete |= !fits;
+        fits
+    }
+
+    /// What there is as a whole; mistakes that are in none of its lines are said to be in the file `first`.
+    fn finish(mut self, first: &Path) -> Result<Bundle, Mistakes> {
+        let Digest(digest) = Digest::of_hash(self.hash);
+        let start = Place::in_file(&first.into(), Position::START);
+        let bundle = validate(self.draft, &start, digest, &mut self.report);
+        self.report.settle(bundle)
+    }
 }
 
 /// Takes `bytes` from what is `left`, or reports that there is not so much.

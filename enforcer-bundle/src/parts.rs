@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -108,7 +109,7 @@ impl fmt::Display for Digest {
 
 impl Parts {
     /// Of the documents of a consistent bundle.
-    pub(super) fn of(roots: &[Node]) -> Self {
+    pub(super) fn of(roots: &[Node<'_>]) -> Self {
         let mut parts = Self::default();
         for root in roots {
             let Value::Object(document) = Value::from(root) else {
@@ -271,7 +272,6 @@ impl Parts {
     /// # Errors
     /// All [`Mistakes`] found.
     pub fn bundle(&self, name: &str, metadata: &Value) -> Result<Bundle, Mistakes> {
-        let text = format!("{:#}", self.document(metadata));
-        super::parse(&[(name.into(), text)])
+        super::load::of_json(Path::new(name), &self.document(metadata))
     }
 }

@@ -71,14 +71,14 @@ pub fn settings(file: &Path, text: &str) -> Result<Vec<Setting>, Mistakes> {
             let Position { line, column } = field.position;
             match values(&field.node) {
                 Some(values) => settings.push(Setting {
-                    name: field.name.clone(),
+                    name: field.name.clone().into_owned(),
                     line,
                     column,
                     values,
                 }),
                 None => report.add(
                     &Place {
-                        path: field.name.clone(),
+                        path: field.name.clone().into_owned(),
                         ..place(field.position)
                     },
                     "expected a text, a number, true or false, or a list or mapping of those",
@@ -89,7 +89,7 @@ pub fn settings(file: &Path, text: &str) -> Result<Vec<Setting>, Mistakes> {
     report.settle(Some(settings))
 }
 
-fn values(node: &Node) -> Option<Vec<String>> {
+fn values(node: &Node<'_>) -> Option<Vec<String>> {
     match &node.value {
         Value::List(items) => items.iter().map(scalar).collect(),
         Value::Map(fields) => (fields.iter())
@@ -99,10 +99,12 @@ fn values(node: &Node) -> Option<Vec<String>> {
     }
 }
 
-fn scalar(node: &Node) -> Option<String> {
+fn scalar(node: &Node<'_>) -> Option<String> {
     match &node.value {
         Value::Bool(value) => Some(value.to_string()),
-        Value::Integer(text) | Value::Float(text) | Value::Text(text) => Some(text.clone()),
+        Value::Integer(text) | Value::Float(text) | Value::Text(text) => {
+            Some(text.clone().into_owned())
+        }
         Value::Null | Value::List(_) | Value::Map(_) | Value::Refused => None,
     }
 }
