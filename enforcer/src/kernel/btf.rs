@@ -6,6 +6,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use aya::Endianness;
+
 use enforcer_common::layout::Offsets;
 
 /// The running kernel's BTF.
@@ -32,6 +34,9 @@ pub enum Error {
         /// What was wrong.
         what: &'static str,
     },
+    /// aya cannot read it.
+    #[error("cannot use the kernel's type information at {VMLINUX}")]
+    Functions(#[source] Box<aya::BtfError>),
     /// The kernel has no such struct.
     #[error("this kernel has no `struct {structure}`, which the programs read")]
     NoStruct {
@@ -48,13 +53,27 @@ pub enum Error {
     },
 }
 
-/// Finds every offset the programs need in the running kernel's BTF.
-pub fn offsets() -> Result<Offsets, Error> {
-    let data = std::fs::read(Path::new(VMLINUX)).map_err(|source| Error::Io {
-        path: VMLINUX.to_owned(),
-        source,
-    })?;
-    offsets_in(&data)
+/// What loading the programs needs of the running kernel's BTF. It is megabytes, and read once for all of them.
+pub struct Types {
+    /// Where the members are that the programs read.
+    pub offsets: Offsets,
+    /// By what aya finds the functions that they are attached to.
+    pub functions: aya::Btf,
+}
+
+impl Types {
+    /// Reads it.
+    pub fn read() -> Result<Self, Error> {
+        let data = std::fs::read(Path::new(VMLINUX)).map_err(|source| Error::Io {
+            path: VMLINUX.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            offsets: offsets_in(&data)?,
+            functions: aya::Btf::parse(&data, Endianness::default())
+                .map_err(|error| Error::Functions(Box::new(error)))?,
+        })
+    }
 }
 
 /// Finds every offset the programs need in BTF data.

@@ -9,14 +9,14 @@ use aya::maps::SkStorage;
 use aya::programs::{
     BtfTracePoint, CgroupSkb, CgroupSock, CgroupSockAddr, Iter, Lsm, Program, ProgramError, SockOps,
 };
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::btf::BtfKind;
 use enforcer_common::capacity;
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
 
 use super::at_root::{self, Root};
-use super::btf;
+use super::btf::{self, Types};
 use super::capture::{self, capture};
 use super::iterate;
 use super::legacy;
@@ -37,10 +37,7 @@ pub(super) static OBJECT: &[u8] =
 pub enum Error {
     /// The kernel's type information is missing or lacks something.
     #[error(transparent)]
-    Offsets(#[from] btf::Error),
-    /// aya could not read the kernel's type information.
-    #[error("cannot use the kernel's type information at {}", btf::VMLINUX)]
-    Btf(#[source] Box<BtfError>),
+    Types(#[from] btf::Error),
     /// The object could not be loaded.
     #[error("cannot load the eBPF object")]
     Object(#[source] Box<EbpfError>),
@@ -173,8 +170,13 @@ impl Loaded {
 }
 
 /// Loads and attaches one tier for as long as the result lives, and sees that its hooks are called.
-pub fn start_tier(options: &Options, tier: Tier, daemon: Tgid) -> Result<Loaded, Error> {
-    let mut loaded = load_tier(options, tier, None)?;
+pub fn start_tier(
+    types: &Types,
+    options: &Options,
+    tier: Tier,
+    daemon: Tgid,
+) -> Result<Loaded, Error> {
+    let mut loaded = load_tier(types, options, tier, None)?;
     begin(&mut loaded, options, daemon)?;
     attach(&mut loaded, None)?;
     see(&mut loaded)?;
@@ -196,40 +198,46 @@ pub(super) fn see(loaded: &mut Loaded) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Result<Loaded, Error> {
+pub(super) fn load_tier(
+    types: &Types,
+    options: &Options,
+    tier: Tier,
+    set: Option<&Set>,
+) -> Result<Loaded, Error> {
     if tier == Tier::Lsm
         && let Some(list) = lsm_list()
         && !list.split(',').any(|name| name == "bpf")
     {
         return Err(Error::NotListed { list });
     }
-    let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
-    let by_cookie = tier == Tier::ModifyReturn || !keeps_records_with_sockets(options)?;
-    let mut loaded = None;
-    // Whether cgroup programs can read the task is found by trying: 6.1 and later can.
-    for task_in_cgroup_programs in [1, 0] {
-        let constants = Constants {
-            task_in_cgroup_programs,
-            by_cookie: u32::from(by_cookie),
-            ..Constants::of(tier)
-        };
-        let mut ebpf = open(options, &constants, set)?;
-        match load_sock_addr(&mut ebpf) {
-            Ok(()) => {
-                loaded = Some(ebpf);
-                break;
-            }
-            Err(error) if task_in_cgroup_programs == 0 => return Err(error),
-            Err(_) => {}
+    let btf = &types.functions;
+    // What this kernel can is found by trying, the usual first.
+    let mut constants = Constants {
+        task_in_cgroup_programs: 1,
+        by_cookie: u32::from(tier == Tier::ModifyReturn),
+        ..Constants::of(tier)
+    };
+    let mut ebpf = loop {
+        let mut ebpf = open(types, options, &constants, set)?;
+        if constants.by_cookie == 0 && !keeps_records_with_sockets(&mut ebpf)? {
+            constants.by_cookie = 1;
+            continue;
         }
-    }
-    let mut ebpf = loaded.ok_or_else(|| Error::Missing("connect4".to_owned()))?;
+        match load_sock_addr(&mut ebpf) {
+            Ok(()) => break ebpf,
+            // 6.1 and later let cgroup programs read the task.
+            Err(_) if constants.task_in_cgroup_programs == 1 => {
+                constants.task_in_cgroup_programs = 0;
+            }
+            Err(error) => return Err(error),
+        }
+    };
     let mut programs = Vec::new();
     match tier {
         Tier::Lsm => {
             for hook in HOOKS {
                 program::<Lsm>(&mut ebpf, hook.program)?
-                    .load(hook.hook, &btf)
+                    .load(hook.hook, btf)
                     .map_err(refused(hook.program, "loading"))?;
             }
         }
@@ -237,7 +245,7 @@ pub(super) fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Res
             let linked = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
             for hook in HOOKS {
                 let program = linked
-                    .load(hook.program, hook.function, hook.attach, &btf)
+                    .load(hook.program, hook.function, hook.attach, btf)
                     .map_err(not_hooked(hook.program, hook.function))?;
                 programs.push((hook.program.to_owned(), program));
             }
@@ -245,12 +253,12 @@ pub(super) fn load_tier(options: &Options, tier: Tier, set: Option<&Set>) -> Res
         Tier::Fanotify => {}
     }
     if tier != Tier::Fanotify {
-        load_following(&mut ebpf, &btf)?;
+        load_following(&mut ebpf, btf)?;
     }
-    load_iterators(&mut ebpf, tier, &btf)?;
+    load_iterators(&mut ebpf, tier, btf)?;
     for tracepoint in TRACEPOINTS {
         program::<BtfTracePoint>(&mut ebpf, tracepoint)?
-            .load(tracepoint, &btf)
+            .load(tracepoint, btf)
             .map_err(refused(tracepoint, "loading"))?;
     }
     program::<CgroupSkb>(&mut ebpf, "egress")?
@@ -332,16 +340,16 @@ impl Constants {
     }
 }
 
-/// Whether this kernel keeps a record with a socket. Found by trying: from 6.19 on it fails on processors without
-/// `cmpxchg16b`, where the kernel has no allocation without locks (`kmalloc_nolock`).
-fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
-    let mut ebpf = open(options, &Constants::of(Tier::Lsm), None)?;
+/// Whether this kernel keeps a record with a socket. From 6.19 on it does not on processors without `cmpxchg16b`, where the
+/// kernel has no allocation without locks (`kmalloc_nolock`).
+fn keeps_records_with_sockets(ebpf: &mut Ebpf) -> Result<bool, Error> {
     let map = ebpf
         .map_mut("SOCKETS")
         .ok_or_else(|| Error::Missing("SOCKETS".to_owned()))?;
     let Ok(socket) = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) else {
         return Ok(true);
     };
+    // It goes with the socket.
     let tried = SkStorage::<_, SocketRecord>::try_from(map)
         .and_then(|mut records| records.insert(&socket, SocketRecord::NONE, 0));
     Ok(tried.is_ok())
@@ -349,12 +357,11 @@ fn keeps_records_with_sockets(options: &Options) -> Result<bool, Error> {
 
 /// Creates the maps, or takes those that are pinned, and prepares the programs.
 pub(super) fn open(
+    types: &Types,
     options: &Options,
     constants: &Constants,
     set: Option<&Set>,
 ) -> Result<Ebpf, Error> {
-    let offsets = btf::offsets()?;
-    let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
     let tier = constants.tier.code();
     let mut loader = EbpfLoader::new();
     let tables = tables()?;
@@ -364,9 +371,9 @@ pub(super) fn open(
         }
     }
     loader
-        .btf(Some(&btf))
+        .btf(Some(&types.functions))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
-        .override_global("OFFSETS", &offsets, true)
+        .override_global("OFFSETS", &types.offsets, true)
         .override_global(
             "TASK_IN_CGROUP_PROGRAMS",
             &constants.task_in_cgroup_programs,

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use enforcer_common::ids::Tgid;
 use serde::Serialize;
 
+use super::at_root;
+use super::btf::{self, Types};
 use super::load::{self, Loaded};
 use super::tier::Tier;
-use super::{at_root, btf};
 use crate::fanotify;
 
 /// One capability.
@@ -36,10 +37,12 @@ pub fn enforceable(found: &[Capability]) -> bool {
 
 /// Tries everything this version needs.
 pub fn probe() -> Vec<Capability> {
+    let types = Types::read();
     let mut found = vec![
         check(
             "btf",
-            btf::offsets()
+            types
+                .as_ref()
                 .map(|_| "every struct member that the programs read is known".to_owned()),
             "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
         ),
@@ -55,7 +58,7 @@ pub fn probe() -> Vec<Capability> {
         ),
     ];
     found.extend(permission_events());
-    found.extend(Tier::ALL.map(try_tier));
+    found.extend(Tier::ALL.map(|tier| try_tier(tier, types.as_ref())));
     found
 }
 
@@ -114,7 +117,7 @@ fn lsm_list() -> Result<String, std::io::Error> {
 }
 
 /// Loads and attaches a tier's programs one moment, with empty tables, so that nothing is refused.
-fn try_tier(tier: Tier) -> Capability {
+fn try_tier(tier: Tier, types: Result<&Types, &btf::Error>) -> Capability {
     let (name, remedy) = match tier {
         Tier::Lsm => (
             "tier-lsm",
@@ -130,7 +133,10 @@ fn try_tier(tier: Tier) -> Capability {
         ),
     };
     let nobody = Tgid(std::process::id());
-    let tried = load::start_tier(&load::Options::default(), tier, nobody);
+    let tried = match types {
+        Ok(types) => load::start_tier(types, &load::Options::default(), tier, nobody),
+        Err(error) => return check(name, Err(error), remedy),
+    };
     let verified = tried.as_ref().map(verified).unwrap_or_default();
     let mut works = "attached, seen to be called, taken off again".to_owned();
     let walked: u64 = verified.values().copied().map(u64::from).sum();

@@ -5,11 +5,11 @@
 
 use std::os::fd::AsFd as _;
 
-use aya::Btf;
 use enforcer_bundle::Digest;
 use enforcer_common::ids::{Generation, Tgid};
 
 use super::at_root::Root;
+use super::btf::Types;
 use super::capture::capture;
 use super::legacy;
 use super::load::{
@@ -81,13 +81,14 @@ impl Loaded {
 /// kernel has, or of the one asked for. Opens by the process `daemon` are not uses.
 pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
     let mut pins = Pins::take()?;
+    let types = Types::read()?;
     let tiers = match &options.tier {
         Some(tier) => std::slice::from_ref(tier),
         None => &Tier::ALL,
     };
     let mut first = None;
     for tier in tiers {
-        match start_pinned(options, *tier, daemon, &mut pins) {
+        match start_pinned(&types, options, *tier, daemon, &mut pins) {
             Ok(loaded) => return Ok(loaded),
             Err(error) => {
                 if options.tier.is_none() {
@@ -105,19 +106,20 @@ pub fn start(options: &Options, daemon: Tgid) -> Result<Loaded, Error> {
 }
 
 fn start_pinned(
+    types: &Types,
     options: &Options,
     tier: Tier,
     daemon: Tgid,
     pins: &mut Option<Pins>,
 ) -> Result<Loaded, Error> {
     let Some(taken) = pins else {
-        return start_tier(options, tier, daemon);
+        return start_tier(types, options, tier, daemon);
     };
     let build = build(options, tier);
     remove_unfinished(taken)?;
-    let started = match take_over(options, tier, taken, &build)? {
+    let started = match take_over(types, options, tier, taken, &build)? {
         Some((loaded, set)) => take_office(loaded, options, taken, set, daemon),
-        None => start_anew(options, tier, daemon, taken, &build),
+        None => start_anew(types, options, tier, daemon, taken, &build),
     };
     let (mut loaded, set, taken_over) = match started {
         Ok(started) => started,
@@ -152,6 +154,7 @@ fn take_office(
 
 /// Programs of its own for this daemon, beside those of others.
 fn start_anew(
+    types: &Types,
     options: &Options,
     tier: Tier,
     daemon: Tgid,
@@ -159,7 +162,7 @@ fn start_anew(
     build: &str,
 ) -> Result<(Loaded, Set, bool), Error> {
     let set = pins.begin()?;
-    let mut loaded = load_tier(options, tier, Some(&set))?;
+    let mut loaded = load_tier(types, options, tier, Some(&set))?;
     announce(pins, &set, daemon)?;
     begin(&mut loaded, options, daemon)?;
     attach(&mut loaded, Some(&set))?;
@@ -197,6 +200,7 @@ fn build(options: &Options, tier: Tier) -> String {
 
 /// Takes over a set of pins of this build, if there is one and nothing of it is missing.
 fn take_over(
+    types: &Types,
     options: &Options,
     tier: Tier,
     pins: &Pins,
@@ -213,8 +217,7 @@ fn take_over(
             );
             continue;
         }
-        let btf = Btf::from_sys_fs().map_err(|error| Error::Btf(Box::new(error)))?;
-        let mut ebpf = open(options, &Constants::of(tier), Some(&set))?;
+        let mut ebpf = open(types, options, &Constants::of(tier), Some(&set))?;
         let mut programs = Vec::new();
         for (name, link) in set.kept()? {
             let info = sys::link_info(link.as_fd()).map_err(Error::Ask)?;
@@ -232,7 +235,7 @@ fn take_over(
             );
             continue;
         }
-        load_iterators(&mut ebpf, tier, &btf)?;
+        load_iterators(&mut ebpf, tier, &types.functions)?;
         return Ok(Some((Loaded::new(ebpf, tier, programs), set)));
     }
     Ok(None)
