@@ -10,6 +10,7 @@ pub mod engine;
 pub mod explain;
 pub mod fanotify;
 pub mod kernel;
+pub mod memory;
 pub mod node;
 pub mod record;
 pub mod replay;

@@ -10,6 +10,7 @@ use enforcer::engine::Engine;
 use enforcer::engine::containers::{self, Containers};
 use enforcer::kernel::load::Options;
 use enforcer::kernel::rings::{self, Change};
+use enforcer::memory;
 use enforcer::record::Log;
 use enforcer::record::outputs::Outputs;
 use enforcer::respond::webhook::{self, Webhook};
@@ -168,6 +169,7 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     engine.reload().await;
     engine.prove().await;
     watched.follow(&engine);
+    memory::give_back();
     tracing::info!(socket = %settings.socket.display(), "running");
     let mut supervisor = Supervisor::default();
     supervisor.turns(engine.state_line());

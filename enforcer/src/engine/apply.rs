@@ -18,6 +18,7 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::own::Own;
 use crate::kernel::tier::Tier;
+use crate::memory;
 use crate::node::{environment, executables, mapped, users};
 
 impl Engine {
@@ -191,6 +192,9 @@ impl Engine {
             monitored: self.only_monitored,
         });
         self.usage_numbered();
+        if new_bundle {
+            memory::give_back();
+        }
         Ok(())
     }
 
