@@ -18,6 +18,9 @@ use crate::record::model::Instance;
 /// Different uses that are kept. A node with more than that sees some of them not at all, and says so
 /// ([`Coverage::unkept`]).
 pub const ROWS: usize = 50_000;
+/// Units that are told apart whose names differ only in numbers, for one kind of use. Of more, somebody makes up the names
+/// (`run-1234.service`), and they are one: they would fill the ledger.
+const UNITS_OF_A_KIND: usize = 16;
 /// Gaps that are kept; of more, the oldest two become one, with what lies between.
 const GAPS: usize = 100;
 /// The file's format.
@@ -51,12 +54,25 @@ pub struct Row {
     pub trusted: bool,
 }
 
+impl Row {
+    /// Whether it is about the same program's uses of the same credential by the same entitlement, wherever it ran.
+    fn is_by_the_same(&self, other: &Self) -> bool {
+        self.uid == other.uid
+            && self.credential == other.credential
+            && self.entitlement == other.entitlement
+            && self.workload == other.workload
+            && self.executable == other.executable
+    }
+}
+
 /// What a process ran in.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Place {
     /// A systemd unit.
     Unit(String),
+    /// Many units whose names differ only in the words that have a `*` here.
+    Units(String),
     /// A login session: somebody's own hands.
     Session,
     /// A container of a pod.
@@ -126,11 +142,27 @@ impl Place {
         }
     }
 
+    /// What all units are whose names differ from this one's only in numbers; `None` if this is no unit, or its name has none.
+    fn kind(&self) -> Option<Self> {
+        const BETWEEN_WORDS: [char; 5] = ['-', '.', '@', '_', ':'];
+        let Self::Unit(name) = self else {
+            return None;
+        };
+        let mut kind = String::with_capacity(name.len());
+        for word in name.split_inclusive(BETWEEN_WORDS) {
+            let bare = word.trim_end_matches(BETWEEN_WORDS);
+            let is_made_up = bare.contains(|c: char| c.is_ascii_digit());
+            kind += if is_made_up { "*" } else { bare };
+            kind += &word[bare.len()..];
+        }
+        (kind != *name).then_some(Self::Units(kind))
+    }
+
     /// For people.
     #[must_use]
     pub fn name(&self) -> Cow<'_, str> {
         match self {
-            Self::Unit(name) => name.into(),
+            Self::Unit(name) | Self::Units(name) => name.into(),
             Self::Session => "login session".into(),
             Self::Pod(it) => match it.labels.values().next() {
                 Some(kind) => format!("{}/{kind}/{}", it.namespace, it.container).into(),
@@ -345,11 +377,46 @@ impl Ledger {
     pub fn add(&mut self, row: &Row, seen: Seen) {
         if let Some(known) = self.rows.get_mut(row) {
             *known = known.and(seen);
+            return;
+        }
+        let of_a_kind = row.place.kind().map(|place| Row {
+            place,
+            ..row.clone()
+        });
+        if let Some(of_a_kind) = of_a_kind
+            && (self.rows.contains_key(&of_a_kind) || self.become_one(row, &of_a_kind))
+        {
+            let known = self.rows.get_mut(&of_a_kind);
+            known.into_iter().for_each(|it| *it = it.and(seen));
         } else if self.rows.len() < ROWS {
             self.rows.insert(row.clone(), seen);
         } else {
             self.coverage.unkept += 1;
         }
+    }
+
+    /// Makes one row of those of the units that are like `row`'s, if there are many. Returns whether there are.
+    fn become_one(&mut self, row: &Row, of_a_kind: &Row) -> bool {
+        let with = |place: Place| Row {
+            place,
+            ..row.clone()
+        };
+        // Rows that are the same up to the place follow each other.
+        let alike: Vec<Row> = (self.rows.range(with(Place::Unit(String::new()))..))
+            .map(|(other, _)| other)
+            .take_while(|other| matches!(other.place, Place::Unit(_)) && other.is_by_the_same(row))
+            .filter(|other| other.place.kind().as_ref() == Some(&of_a_kind.place))
+            .filter(|other| **other == with(other.place.clone()))
+            .cloned()
+            .collect();
+        if alike.len() < UNITS_OF_A_KIND {
+            return false;
+        }
+        let seen = alike.iter().filter_map(|row| self.rows.remove(row));
+        if let Some(all) = seen.reduce(Seen::and) {
+            self.rows.insert(of_a_kind.clone(), all);
+        }
+        true
     }
 
     /// Nothing is known from `from` to `to`.
@@ -464,6 +531,46 @@ pub(super) mod tests {
             ledger.add(&row, once);
         }
         assert_eq!((ledger.rows.len(), ledger.coverage.unkept), (ROWS, 2));
+    }
+
+    #[test]
+    fn many_units_with_made_up_names_are_one() {
+        let mut ledger = Ledger::new(at("2026-01-01T00:00:00Z"));
+        let since = ledger.coverage.since;
+        let mut add = |unit: String, executable: &str, verb: &str| {
+            let row = Row {
+                place: Place::Unit(unit),
+                executable: executable.to_owned(),
+                verb: verb.to_owned(),
+                ..row("key")
+            };
+            ledger.add(&row, Seen::times(1, since, since));
+        };
+        for number in 0..1000 {
+            add(format!("run-u{number}.service"), "/usr/bin/app", "read");
+            add(format!("job-{number}@eu.service"), "/usr/bin/app", "read");
+        }
+        for number in 0..UNITS_OF_A_KIND {
+            add(format!("run-u{number}.service"), "/usr/bin/app", "reach");
+            add(
+                format!("pg@{number}-main.service"),
+                "/usr/bin/other",
+                "read",
+            );
+        }
+        add("app.service".to_owned(), "/usr/bin/app", "read");
+        let found = |place: &Place| -> Vec<u64> {
+            let rows = ledger.rows.iter().filter(|(row, _)| row.place == *place);
+            rows.map(|(_, seen)| seen.count).collect()
+        };
+        let units = |name: &str| Place::Units(name.to_owned());
+        assert_eq!(found(&units("run-*.service")), [1000]);
+        assert_eq!(found(&units("job-*@eu.service")), [1000]);
+        assert_eq!(found(&Place::Unit("app.service".to_owned())), [1]);
+        // As many as are told apart.
+        assert_eq!(ledger.rows.len(), 2 + 1 + 2 * UNITS_OF_A_KIND);
+        let bytes = ledger.bytes().expect("it can be written");
+        assert_eq!(Ledger::parse(&bytes).expect("it can be read"), ledger);
     }
 
     #[test]

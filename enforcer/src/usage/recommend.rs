@@ -126,6 +126,9 @@ fn who<'a>(bundle: &'a Bundle, row: &'a Row) -> Result<Who<'a>, &'static str> {
         Place::Pod(pod) => Ok(Who::OfPod(pod)),
         Place::Named(name) => Ok(Who::Container(name)),
         Place::Container => Err("it was in a container, and nothing said what that is"),
+        Place::Units(_) => Err(
+            "it was in many units whose names somebody makes up: give them a slice, and select that by `cgroup`",
+        ),
         Place::Session => {
             Err("it was in a login session; who may do this by hand is for you to say")
         }
