@@ -168,6 +168,8 @@ type Cover<'a> = Vec<(u32, &'a Spec)>;
 pub(super) struct Scopes {
     pub prefixes: BTreeMap<ScopeKey, PortSetId>,
     pub ports: BTreeMap<PortKey, u32>,
+    /// Those whose ports are in there: most scopes have one of a few.
+    known: BTreeSet<PortSetId>,
 }
 
 impl Scopes {
@@ -204,9 +206,11 @@ impl Scopes {
         }
         let intervals = intervals(cover);
         let id = numbering.port_set(intervals.clone())?;
-        for ((protocol, port, bits), slots) in port_prefixes(&intervals) {
-            self.ports
-                .insert(PortKey::new(id, protocol.0, port, bits), slots);
+        if self.known.insert(id) {
+            for ((protocol, port, bits), slots) in port_prefixes(&intervals) {
+                self.ports
+                    .insert(PortKey::new(id, protocol.0, port, bits), slots);
+            }
         }
         Ok(id)
     }
