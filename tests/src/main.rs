@@ -24,6 +24,7 @@ mod peer;
 mod pods;
 mod replay;
 mod soak;
+mod throughput;
 
 /// Integration tests of the enforcer, and its demonstration.
 #[derive(Parser)]
@@ -69,6 +70,8 @@ enum Command {
     /// Everything together: work and attacks go on while bundles, secrets, daemons, the clock and receivers of events come and
     /// go
     Soak(soak::Args),
+    /// How many denials a second are told until some are lost, how many uses are counted, and what the daemon takes for it
+    Throughput(throughput::Args),
     /// Kill daemons at any moment of their lives, under readers and senders for whom that makes no difference
     Kills {
         /// How many
@@ -171,6 +174,7 @@ fn main() -> ExitCode {
             }
             return apart(isolated, |shared| attacks::run(&filter, shared));
         }
+        Command::Throughput(args) => return apart(false, |_| throughput::run(&args)),
         Command::Soak(args) => return apart(false, |shared| soak::run(&args, shared)),
         Command::Siege { minutes, filter } => {
             let how_long = Duration::from_secs(60 * minutes);

@@ -1,6 +1,10 @@
 //! What the enforcer costs, in guests whose time counts instructions.
 
-use std::{fs, process::ExitCode, sync::Mutex};
+use std::{
+    fs,
+    process::{Command, ExitCode},
+    sync::Mutex,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -9,7 +13,7 @@ use crate::{cmd, demo::Tee, kernels::Wanted, paths, programs, setup, toolchain, 
 /// `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Measure only on this kernel (may be repeated), and not the daemon's own work
+    /// Measure only on this kernel (may be repeated), and nothing on this machine
     #[arg(long)]
     kernel: Vec<Wanted>,
     /// Measure on this tier (may be repeated): lsm, modify-return or fanotify
@@ -23,11 +27,17 @@ pub struct Args {
     no_build: bool,
 }
 
-/// Measures on each kernel and tier, or where none is asked for on 6.1 and the newest, and then the daemon's own work on this
-/// machine by criterion. What guests print is also in `target/bench`.
+/// Measures on each kernel and tier, or where none is asked for on 6.1 and the newest, and then on this machine how much is told
+/// until something is lost, by the `fanotify` tier, and the daemon's own work by criterion. What guests print is also in
+/// `target/bench`.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let status = in_guests(args)?;
     if args.kernel.is_empty() && status == ExitCode::SUCCESS {
+        let mut here = Command::new("enforcer-tests");
+        here.arg("throughput")
+            .env("ENFORCER_TIER", "fanotify")
+            .env("PATH", paths::path_with_programs()?);
+        cmd::stream(&mut here)?;
         let mut cargo = toolchain::host_cargo();
         cmd::stream(cargo.args(["bench", "--package", "enforcer"]))?;
     }

@@ -25,7 +25,7 @@ impl Accounts {
     }
 
     /// Waits until each of so many denials is told or counted: of these processes, or of all. Nobody else was refused.
-    pub fn have(&self, refused: u64, pids: Option<&BTreeSet<u32>>) -> Result<()> {
+    pub fn have(&self, refused: u64, pids: Option<&BTreeSet<u32>>) -> Result<Account> {
         let all = |it: Account| it.told + it.denials + it.with_daemons >= refused;
         let seen = wait_for("every denial to be told or counted", || {
             self.of(pids).ok().filter(|it| all(*it))
@@ -39,7 +39,7 @@ impl Accounts {
             seen.told + seen.denials <= refused,
             "more than were refused are told or counted"
         );
-        Ok(())
+        Ok(seen)
     }
 
     fn of(&self, pids: Option<&BTreeSet<u32>>) -> Result<Account> {
@@ -71,13 +71,13 @@ fn each_record(after: u64, mut look: impl FnMut(&Value) -> Result<()>) -> Result
 
 /// What the log says of the denials of some processes.
 #[derive(Clone, Copy, Debug, Default)]
-struct Account {
+pub struct Account {
     /// One by one.
-    told: u64,
+    pub told: u64,
     /// Counted by the programs.
-    denials: u64,
+    pub denials: u64,
     /// Counted because a daemon ended that had taken them, whatever they were.
-    with_daemons: u64,
+    pub with_daemons: u64,
 }
 
 impl Account {
