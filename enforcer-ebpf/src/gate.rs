@@ -72,6 +72,8 @@ pub mod named {
     pub const BY_CONNECTION: u64 = 1;
     /// Another gate decided the same call before, and reported what it let through.
     pub const BEFORE: u64 = 2;
+    /// No other gate sees the call.
+    pub const ALONE: u64 = 3;
 }
 
 /// Decides the current task's call on the socket to `destination`, `named` as in [`named`], leaves its facts with the socket,
@@ -101,7 +103,8 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) 
     if reported {
         // A signal is the LSM hooks' to send: cgroup programs may not, before 6.18.
         let taken = match named {
-            named::BEFORE => taken::REFUSED,
+            named::BEFORE | named::ALONE if verdict.refuses() => taken::REFUSED,
+            named::BEFORE | named::ALONE => taken::NOTHING,
             _ => respond::act(verdict, &task),
         };
         emit::use_of(

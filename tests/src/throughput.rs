@@ -18,7 +18,7 @@ const ABROAD: &str = "10.20.0.66:9000";
 /// So many processes, until something is lost.
 const SENDERS: [usize; 6] = [50, 100, 200, 400, 800, 1600];
 /// Of one process not more than 16 denials are told in a second. Between two of them, microseconds.
-const PAUSE_US: u64 = 1_000_000 / 15;
+const PAUSE_US: u64 = 1_000_000 / 12;
 /// Who sends where it may, without a pause.
 const USERS: usize = 20;
 /// Beside what is measured.
@@ -41,12 +41,12 @@ pub fn run(args: &Args) -> Result<bool> {
         .workload("app", "executable: {path: /opt/t/entitled}")
         .entitlement("E", "app", "key", "destinations: [{cidr: 10.20.0.2}]");
     scene.on(&bundle)?;
+    uses(&mut scene, how_long)?;
     for senders in SENDERS {
         if denials(&mut scene, senders, how_long)? > 0 {
             break;
         }
     }
-    uses(&mut scene, how_long)?;
     daemon::log_is_whole()?;
     scene.off()?;
     Ok(true)

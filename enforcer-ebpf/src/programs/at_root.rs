@@ -75,17 +75,19 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     // SAFETY: the context's socket, checked above.
     let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(addr.cast())) };
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
+        // Elsewhere a hook has done before what is to be done.
+        let is_alone = constant(&TIER) == tier::FANOTIFY;
         if !task::holds() {
-            // Elsewhere a hook has done so.
-            if constant(&TIER) == tier::FANOTIFY {
+            if is_alone {
                 gate::remember_loner(socket);
             }
             return false;
         }
-        if constant(&TIER) != tier::FANOTIFY && gate::has_just_permitted(socket, &destination) {
-            return false;
+        if is_alone {
+            return gate::reach(socket, &destination, gate, named::ALONE);
         }
-        return gate::reach(socket, &destination, gate, named::BEFORE);
+        return !gate::has_just_permitted(socket, &destination)
+            && gate::reach(socket, &destination, gate, named::BEFORE);
     }
     // This kernel hides the task here. On the tiers with LSM hooks the same call has just left its facts.
     match socket.record() {

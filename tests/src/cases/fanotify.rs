@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::{Scene, cases, entitled, other};
 use crate::harness::{
-    Actor, Bundle, Outcome,
+    Actor, Bundle, Outcome, PROGRAMS,
     daemon::{clean_up, enforcer, enforcer_json},
     events::Events,
     wait_for, write,
@@ -36,6 +36,7 @@ cases![
     secret_volume_swapped,
     writing_is_not_reading,
     killed_at_the_read,
+    what_is_sent_is_told,
     status_is_honest,
 ];
 
@@ -369,6 +370,72 @@ fn killed_at_the_read(scene: &mut Scene) -> Result<()> {
             .find(|event| event.pid() == u64::from(outcome.pid) && event.is_denial())
     })?;
     ensure!(event.action_taken() == "kill", "the event is {event:?}");
+    Ok(())
+}
+
+/// No hook tells what a holder sends.
+fn what_is_sent_is_told(scene: &mut Scene) -> Result<()> {
+    let _ = fs::remove_dir_all(DIRECTORY);
+    let (key, watched) = (format!("{DIRECTORY}/key"), format!("{DIRECTORY}/watched"));
+    write(&key, "the secret itself\n")?;
+    write(&watched, "the secret itself\n")?;
+    let destinations = "destinations: [{cidr: 10.20.0.2, ports: [9000]}]";
+    let bundle = Bundle::default()
+        .file("key", &key)
+        .file("watched", &watched)
+        .workload("app", &format!("executable: {{path: {PROGRAMS}/entitled}}"))
+        .entitlement("E-key", "app", "key", destinations)
+        .entitlement(
+            "E-watched",
+            "app",
+            "watched",
+            &format!("{destinations}, mode: monitor"),
+        );
+    let daemon = Gated::start(scene, &bundle)?;
+    let (tcp, udp) = ("tcp 10.20.0.2:9000", "udp 10.20.0.2:9000");
+    let read = format!("read {key}");
+    let outcome = entitled().run([read.as_str(), tcp, tcp, udp, udp, udp])?;
+    ensure!(
+        outcome.steps.iter().all(|step| step.errno == 0),
+        "who is entitled saw {outcome:?}"
+    );
+    wait_for("a read and five sends to be counted", || {
+        let asked = [
+            "usage",
+            "--entitlement",
+            "E-key",
+            "-o",
+            "json",
+            "--socket",
+            SOCKET,
+        ];
+        let usage = enforcer_json(&asked).ok()?;
+        (usage["entitlements"][0]["used"]["count"] == 6).then_some(())
+    })?;
+
+    let read = format!("read {watched}");
+    let outcome = entitled().run([read.as_str(), "tcp 10.20.0.66:9000", "udp 10.20.0.66:9000"])?;
+    ensure!(
+        outcome.steps.iter().all(|step| step.errno == 0),
+        "who is only watched saw {outcome:?}"
+    );
+    for protocol in ["tcp", "udp"] {
+        wait_for("the record of what would have been refused", || {
+            daemon.events.find(|event| {
+                event.pid() == u64::from(outcome.pid)
+                    && event.reason() == "outside-destination"
+                    && event.0["destination"]["protocol"] == protocol
+                    && event.0["mode"]["effective"] == "monitor"
+                    && event.action_taken() != "block"
+            })
+        })
+        .with_context(|| {
+            format!(
+                "{protocol}: the events are {:?}",
+                daemon.events.of(outcome.pid)
+            )
+        })?;
+    }
     Ok(())
 }
 
