@@ -17,37 +17,44 @@ pub(super) struct Unaccounted {
     instances: bool,
 }
 
+/// Records for which there was no room in a ring, or for what the read gate tells, as long as there is none to say so in the log
+/// either.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unsaid {
+    count: u64,
+    by_programs: u64,
+}
+
 impl Engine {
     pub(super) fn report_losses(&mut self) {
-        let (count, settles) = std::mem::take(&mut self.untold_uses);
-        if count > 0 {
+        let (mut count, settles) = self.untold_uses;
+        let account = json!({"stage": "daemon", "count": count, "total": count});
+        if count > 0 && self.log.write_account("lost", account, settles) {
             self.log.metrics().lost("daemon", count);
-            self.log.write_account(
-                "lost",
-                json!({"stage": "daemon", "count": count, "total": count}),
-                settles,
-            );
+            self.untold_uses = Default::default();
+        } else {
+            count = 0;
         }
         let lost = self.lost;
         for ring in Ring::ALL {
             let index = *ring as usize;
             let counted = Maps(&mut self.loaded.ebpf).sum("LOST", index as u32);
             let Ok(counted) = counted else { continue };
-            let told = std::mem::replace(&mut self.lost_by_programs[index], counted);
-            let by_programs = counted.saturating_sub(told);
-            let gate = self.gate.as_ref();
-            let by_gate = gate.map_or(0, |gate| gate.take_lost(*ring));
-            let new = by_programs + by_gate;
-            if new > 0 {
-                self.lost[index] += new;
+            let before = std::mem::replace(&mut self.lost_by_programs[index], counted);
+            let by_programs = counted.saturating_sub(before);
+            let by_gate = self.gate.as_ref().map_or(0, |gate| gate.take_lost(*ring));
+            let unsaid = &mut self.unsaid[index];
+            unsaid.count += by_programs + by_gate;
+            unsaid.by_programs += by_programs;
+            let new = unsaid.count;
+            let mut settles = Settles::default();
+            settles.lost[index] = unsaid.by_programs;
+            let total = self.lost[index] + new;
+            let account = json!({"stage": ring.name(), "count": new, "total": total});
+            if new > 0 && self.log.write_account("lost", account, settles) {
                 self.log.metrics().lost(ring.name(), new);
-                let mut settles = Settles::default();
-                settles.lost[index] = by_programs;
-                self.log.write_account(
-                    "lost",
-                    json!({"stage": ring.name(), "count": new, "total": self.lost[index]}),
-                    settles,
-                );
+                self.lost[index] = total;
+                self.unsaid[index] = Unsaid::default();
             }
         }
         let new = |ring: Ring| self.lost[ring as usize] - lost[ring as usize];

@@ -57,7 +57,7 @@ use crate::respond::webhook::Webhook;
 use crate::respond::{Limiter, Responder};
 use containers::Containers;
 use inherit::Inheritance;
-use losses::Unaccounted;
+use losses::{Unaccounted, Unsaid};
 use numbers::Numbers;
 use usage::Uses;
 
@@ -163,6 +163,7 @@ pub struct Engine {
     /// As the bundle's description in the kernel says.
     steady_until: BootNs,
     lost: [u64; Ring::ALL.len()],
+    unsaid: [Unsaid; Ring::ALL.len()],
     /// How many of those the programs have counted.
     lost_by_programs: [u64; Ring::ALL.len()],
     passed_over: PassedOver,
@@ -248,6 +249,7 @@ impl Engine {
             degraded: inheritance.degraded,
             steady_until: BootNs(0),
             lost,
+            unsaid: Default::default(),
             lost_by_programs: lost,
             passed_over: PassedOver::default(),
             table_full: 0,

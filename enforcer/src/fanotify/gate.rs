@@ -28,6 +28,7 @@ use super::call;
 use super::kill::kill;
 use super::marks::{self, mark};
 use super::snapshot::{Found, Rules, Snapshot};
+use crate::canary;
 use crate::kernel::clock::boot_now;
 use crate::kernel::holders::{Holders, Recorded};
 use crate::kernel::iterate::Inquiry;
@@ -169,10 +170,19 @@ impl Answerer {
                 taken::NOTHING => (&self.reports.uses, &self.counts.uses),
                 _ => (&self.reports.denials, &self.counts.denials),
             };
-            if channel.try_send(report).is_err() {
+            let credential = report.credential;
+            // Those of canaries nobody tells.
+            if channel.try_send(report).is_err() && !self.is_canary(credential) {
                 lost.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+
+    fn is_canary(&self, credential: CredentialId) -> bool {
+        let snapshot = self.snapshot.load();
+        let rules = snapshot.rules.as_ref();
+        let info = rules.and_then(|it| it.policy.credential_info.get(&credential));
+        info.is_some_and(|it| canary::is_canary(&it.id))
     }
 
     fn judge(&mut self, event: &FanotifyEvent, file: BorrowedFd<'_>, opens: bool) -> Answer {

@@ -159,26 +159,31 @@ impl Log {
 
     /// Writes something the daemon itself has to tell: kind and fields.
     pub fn write(&mut self, kind: &str, fields: Value) {
-        self.write_account(kind, fields, Settles::default());
+        let record = writer::node_record(&self.node, &self.boot, kind, fields);
+        self.send(record, Settles::default());
     }
 
-    /// The same, of what accounts for records of the kernel.
-    pub fn write_account(&mut self, kind: &str, fields: Value, settles: Settles) {
+    /// The same, of what accounts for records of the kernel. `false` if there is no room for it now: it is to be told later.
+    #[must_use]
+    pub fn write_account(&mut self, kind: &str, fields: Value, settles: Settles) -> bool {
         let record = writer::node_record(&self.node, &self.boot, kind, fields);
-        self.send(record, settles);
+        self.try_send(record, settles)
     }
 
     fn send(&mut self, record: model::Record, settles: Settles) {
         let is_denial = record.is_denial();
-        let sent = self.room.try_acquire().is_ok_and(|permit| {
+        if !self.try_send(record, settles) {
+            self.unwritten.add(is_denial, settles);
+        }
+    }
+
+    fn try_send(&mut self, record: model::Record, settles: Settles) -> bool {
+        self.room.try_acquire().is_ok_and(|permit| {
             permit.forget();
             let to = self.to.as_ref();
             let record = Box::new(record);
             to.is_some_and(|to| to.send(Sent { record, settles }).is_ok())
-        });
-        if !sent {
-            self.unwritten.add(is_denial, settles);
-        }
+        })
     }
 
     /// Returns once everything is on disk, and signed. Nothing more is taken.

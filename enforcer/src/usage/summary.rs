@@ -260,7 +260,7 @@ mod tests {
                 workload: None,
                 executable: "/bin/job".to_owned(),
                 uid: 0,
-                place: Place::Unit(format!("job-{job}.service")),
+                place: Place::Named(format!("job-{job}")),
                 verb: "read".to_owned(),
                 destination: None,
                 reason: None,
@@ -279,7 +279,7 @@ mod tests {
         );
         assert_eq!(
             (of.by[0].place.as_str(), of.by[99].seen.count),
-            ("job-299.service", 201)
+            ("container job-299", 201)
         );
         assert_eq!(of.used, uses);
     }

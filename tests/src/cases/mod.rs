@@ -144,7 +144,7 @@ impl Scene {
         self.daemon()
     }
 
-    /// A new daemon, with this bundle in force, and with options that make something small.
+    /// A new daemon, with this bundle in force, and with options of its own, mostly such that make something small.
     pub fn small(&mut self, bundle: &Bundle, options: &[&str]) -> Result<&mut Daemon> {
         self.off()?;
         self.daemon = Some(Daemon::start(bundle, options)?);
