@@ -75,7 +75,7 @@ fn try_sock_addr(ctx: &SockAddrContext, v6: bool, gate: Gate) -> bool {
     // SAFETY: the context's socket, checked above.
     let socket = unsafe { Handle::new(sk, || bpf_get_socket_cookie(addr.cast())) };
     if constant(&TASK_IN_CGROUP_PROGRAMS) != 0 {
-        // Elsewhere a hook has done before what is to be done.
+        // On the other tiers a hook has seen the call before, and told what there is to tell.
         let is_alone = constant(&TIER) == tier::FANOTIFY;
         if !task::holds() {
             if is_alone {
