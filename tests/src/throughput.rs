@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<bool> {
 fn denials(scene: &mut Scene, processes: usize, how_long: Duration) -> Result<u64> {
     let accounts = Accounts::open()?;
     let work = Work::of(scene, processes, ABROAD, PAUSE_US, how_long)?;
-    let account = accounts.have(work.refused, None)?;
+    let account = accounts.have_in_a_flood(work.refused)?;
     println!(
         "{processes} processes: {work}, {} told and {} lost",
         account.told,
