@@ -1,5 +1,35 @@
 //! How much each table holds, and why that much.
 
+/// How much room the tables have that a bundle, the node's files or its processes fill. An empty bucket of a hash table
+/// takes 16 bytes, and an entry that is preallocated all of its memory, whether it is used or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// A sixteenth, enough for a node with some thousand entitlements, files and processes that hold something.
+    Ordinary,
+    /// As much as the constants here say.
+    Large,
+}
+
+impl Room {
+    /// Its word, in the pins' names and in `enforcer status`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ordinary => "ordinary",
+            Self::Large => "large",
+        }
+    }
+
+    /// Entries of a table that has `entries` where there is much room.
+    #[must_use]
+    pub const fn of(self, entries: u32) -> u32 {
+        match self {
+            Self::Ordinary => entries / 16,
+            Self::Large => entries,
+        }
+    }
+}
+
 /// Entitlements for one workload and one credential that can be in the tables together. Four windows or
 /// destination sets for the same pair are already unusual, and the verifier walks through each.
 pub const GRANTS_PER_PAIR: u32 = 4;

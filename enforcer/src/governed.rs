@@ -10,7 +10,7 @@ use enforcer_governance::client::{Activate, Client, Config, Link, Order, Pace};
 use enforcer_governance::contract::NodeStatus;
 use enforcer_governance::journal::Reader;
 use enforcer_governance::state::State;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Where governance is, and whom to trust.
 pub struct Governance {
@@ -59,7 +59,9 @@ impl Governance {
             let restored = engine
                 .activate(Some(bundle), held.fresh_until(), held.numbers(), &anchor)
                 .await;
-            if let Err(error) = restored {
+            if let Err(error) = restored
+                && engine.outgrown().is_none()
+            {
                 unused = Some(enforcer::chain(&error));
             }
         }
@@ -97,6 +99,7 @@ impl Governance {
             anchor,
             status,
             link,
+            unanswered: None,
         })
     }
 }
@@ -108,11 +111,13 @@ pub struct Governed {
     anchor: Digest,
     status: watch::Sender<NodeStatus>,
     link: watch::Sender<Link>,
+    /// Kept, so that nobody takes it for an answer.
+    unanswered: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 impl Governed {
     /// Does what governance says, and says what came of it.
-    pub async fn obey(&self, engine: &mut Engine, order: Order) {
+    pub async fn obey(&mut self, engine: &mut Engine, order: Order) {
         match order {
             Order::Activate(Activate {
                 bundle,
@@ -123,6 +128,11 @@ impl Governed {
                 let result = engine
                     .activate(bundle, fresh_until, numbers, &self.anchor)
                     .await;
+                if engine.outgrown().is_some() {
+                    // The daemon starts again with larger tables, and is asked again.
+                    self.unanswered = Some(done);
+                    return;
+                }
                 let _ = done.send(result.map_err(|error| enforcer::chain(&error)));
             }
             Order::Refused(reason) => engine.governance_refused(reason).await,

@@ -2,6 +2,7 @@
 
 mod cli;
 mod governed;
+mod outgrown;
 mod run;
 mod supervisor;
 mod watched;

@@ -82,6 +82,14 @@ pub enum Source {
     Governance(Governance),
 }
 
+/// Why it ended.
+pub enum Ended {
+    /// A signal.
+    Asked,
+    /// The tables in the kernel have too little room for this node.
+    Outgrown,
+}
+
 /// How long records that came before the stop are still written; the rest is counted.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
 
@@ -89,7 +97,10 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 const LAST_DELIVERIES: Duration = Duration::from_secs(3);
 
 /// Runs until SIGTERM or SIGINT. On SIGHUP, `settings_now` says what it would be started with.
-pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, String>) -> Result<()> {
+pub async fn run(
+    settings: Settings,
+    settings_now: fn() -> Result<Settings, String>,
+) -> Result<Ended> {
     let directory = settings.socket.parent().unwrap_or(Path::new("/run"));
     std::fs::create_dir_all(directory)
         .with_context(|| format!("cannot make the directory {}", directory.display()))?;
@@ -173,12 +184,20 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     tracing::info!(socket = %settings.socket.display(), "running");
     let mut supervisor = Supervisor::default();
     supervisor.turns(engine.state_line());
-    supervisor.ready();
-    loop {
+    if engine.outgrown().is_none() {
+        supervisor.ready();
+    }
+    let ended = loop {
+        if let Some(why) = engine.outgrown() {
+            tracing::info!(
+                "{why}: starting again with large tables; what is in force stays in force"
+            );
+            break Ended::Outgrown;
+        }
         tokio::select! {
             // Whichever is ready, by lot: what comes in floods keeps nothing else waiting for long.
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Ended::Asked,
+            _ = interrupt.recv() => break Ended::Asked,
             _ = hangup.recv() => {
                 supervisor.reloading();
                 match settings_now() {
@@ -225,7 +244,7 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
                 }
             }
             Some(order) = ordered(&mut governed) => {
-                if let Some(governed) = &governed {
+                if let Some(governed) = &mut governed {
                     governed.obey(&mut engine, order).await;
                 }
                 watched.follow(&engine);
@@ -254,8 +273,11 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
             },
             Some(record) = when_there_is_room(&room, &mut recorded.uses) => engine.used(&record),
         }
+    };
+    match ended {
+        Ended::Asked => supervisor.stopping(),
+        Ended::Outgrown => supervisor.reloading(),
     }
-    supervisor.stopping();
     let deadline = Instant::now() + LAST_RECORDS;
     while Instant::now() < deadline
         && room.available_permits() > 0
@@ -272,7 +294,7 @@ pub async fn run(settings: Settings, settings_now: fn() -> Result<Settings, Stri
     sinks.stop(LAST_DELIVERIES);
     let _ = std::fs::remove_file(page_file(&settings.socket));
     let _ = std::fs::remove_file(&settings.socket);
-    Ok(())
+    Ok(ended)
 }
 
 /// Takes over what can change while it runs, and says what cannot.

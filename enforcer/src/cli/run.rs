@@ -15,14 +15,15 @@ use enforcer::node::pods;
 use enforcer::respond::webhook;
 use enforcer::serve::Remote;
 use enforcer::sink::Sink;
-use enforcer_common::capacity;
+use enforcer_common::capacity::{self, Room};
 use enforcer_governance::client::EVIDENCE_CURSOR;
 use enforcer_governance::journal::Limits;
 
 use super::config::{self, Failure};
 use super::{Cli, Command, Socket, failed, label, log_to_stderr, words};
 use crate::governed::Governance;
-use crate::run::{Settings, Source, run};
+use crate::outgrown;
+use crate::run::{Ended, Settings, Source, run};
 
 /// The daemon's settings: each flag is one of the configuration too.
 #[derive(clap::Args)]
@@ -309,9 +310,9 @@ impl ContainerArgs {
 #[derive(clap::Args)]
 struct KernelSizes {
     /// Entries of the table of holders: one for each credential of each process, unit, session and container
-    /// that holds it; what finds no room is refused
-    #[arg(long, value_name = "ENTRIES", default_value_t = capacity::HOLDERS, value_parser = clap::value_parser!(u32).range(1..))]
-    holders: u32,
+    /// that holds it; what finds no room is refused. Without, 4,096 at first and 65,536 on a node that needs them
+    #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1..))]
+    holders: Option<u32>,
     /// Bytes of each of the two rings, for denials and for uses: a power of two, 4096 or more
     #[arg(long, value_name = "BYTES", default_value_t = capacity::RING_BYTES, value_parser = ring_bytes)]
     ring_bytes: u32,
@@ -347,6 +348,10 @@ impl RunArgs {
     }
 
     fn settings(self, effective: config::Settings) -> Settings {
+        let room = match self.kernel.holders {
+            Some(_) => Room::Large,
+            None => outgrown::room(&self.governance.state),
+        };
         Settings {
             node: self.governance.node(),
             labels: self.governance.labels.iter().cloned().collect(),
@@ -356,6 +361,7 @@ impl RunArgs {
             require_bundle: self.require_bundle,
             kernel: load::Options {
                 tier: self.tier.into(),
+                room,
                 holders: self.kernel.holders,
                 ring_bytes: self.kernel.ring_bytes,
                 actions_per_minute: self.actions_per_minute,
@@ -399,11 +405,13 @@ fn start(settings: Settings) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&format!("cannot start: {error}")),
     };
+    let state = settings.state.clone();
     let ended = runtime.block_on(run(settings, settings_now));
     // Whoever does not read our standard output must not keep us.
     runtime.shutdown_background();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Ended::Asked) => ExitCode::SUCCESS,
+        Ok(Ended::Outgrown) => failed(&format!("{:#}", outgrown::start_again(&state))),
         Err(error) => failed(&format!("{error:#}")),
     }
 }

@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use enforcer_common::address::Address;
+use enforcer_common::capacity::Room;
 use enforcer_common::ids::{BootNs, CredentialId, Generation};
 use enforcer_common::tables::{self, EndpointKey, SocketName};
 use enforcer_common::verdict;
@@ -142,7 +143,7 @@ pub fn compile(
     policy
         .credentials
         .retain(|id, _| !policy.credential_info.get(id).is_some_and(declassified));
-    policy.fits()?;
+    policy.fits(Room::Large)?;
     numbering.finish();
     Ok(policy)
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use enforcer_common::capacity;
+use enforcer_common::capacity::{self, Room};
 use enforcer_common::facts::Task;
 use enforcer_common::ids::{
     BootNs, CredentialId, EntitlementId, ExecutableKey, Generation, IdentityId, PortSetId,
@@ -211,15 +211,19 @@ impl Policy {
     }
 
     /// Whether it fits into the kernel's tables, most of which hold two bundles during a swap.
-    pub(super) fn fits(&self) -> Result<(), CompileError> {
+    pub fn fits(&self, room: Room) -> Result<(), CompileError> {
         let tables = [
             (
                 "credentials",
                 self.credentials.len(),
-                capacity::CREDENTIALS / 2,
+                room.of(capacity::CREDENTIALS) / 2,
             ),
-            ("subjects", self.subjects.len(), capacity::SUBJECTS / 2),
-            ("grants", self.grants.len(), capacity::GRANTS / 2),
+            (
+                "subjects",
+                self.subjects.len(),
+                room.of(capacity::SUBJECTS) / 2,
+            ),
+            ("grants", self.grants.len(), room.of(capacity::GRANTS) / 2),
             (
                 "destination prefixes",
                 self.scopes.len(),
@@ -240,18 +244,18 @@ impl Policy {
             (
                 "cgroup names",
                 self.cgroup_names.len(),
-                capacity::CGROUP_NAMES,
+                room.of(capacity::CGROUP_NAMES),
             ),
             ("ancestors' programs", self.roots.len(), capacity::ANCESTORS),
             (
                 "kinds of cgroups where origins matter",
                 self.relevant.len(),
-                capacity::RELEVANT / 2,
+                room.of(capacity::RELEVANT) / 2,
             ),
             (
                 "combinations of cgroups and origins",
                 self.by_origin.len(),
-                capacity::ORIGIN_IDENTITIES / 2,
+                room.of(capacity::ORIGIN_IDENTITIES) / 2,
             ),
             (
                 "ancestors",
@@ -261,14 +265,18 @@ impl Policy {
             (
                 "path components",
                 self.watch.children.len(),
-                capacity::WATCH_NODES,
+                room.of(capacity::WATCH_NODES),
             ),
             (
                 "path patterns",
                 self.watch.patterns.len(),
-                capacity::WATCH_NODES,
+                room.of(capacity::WATCH_NODES),
             ),
-            ("path ends", self.watch.nodes.len(), capacity::WATCH_NODES),
+            (
+                "path ends",
+                self.watch.nodes.len(),
+                room.of(capacity::WATCH_NODES),
+            ),
         ];
         for (table, got, allowed) in tables {
             let allowed = allowed as usize;

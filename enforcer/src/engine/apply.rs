@@ -37,6 +37,8 @@ impl Engine {
         };
         match result {
             Ok(()) => self.refused = None,
+            // It is not refused: it waits for larger tables.
+            Err(_) if self.outgrown.is_some() => {}
             Err(error) => {
                 let reason = crate::chain(&error);
                 tracing::error!(bundle = %source.display(), "the bundle is refused, what was in force stays: {reason}");
@@ -76,7 +78,9 @@ impl Engine {
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };
-        if let Err(error) = self.apply(bundle).await {
+        if let Err(error) = self.apply(bundle).await
+            && self.outgrown.is_none()
+        {
             tracing::error!(
                 "the tables could not be brought up to date: {}",
                 crate::chain(&error)
@@ -131,7 +135,9 @@ impl Engine {
             &self.canaries.reserved(),
         )?);
         let next = self.numbers.next(self.generation);
-        self.numbers.keep(&mut self.loaded.ebpf)?;
+        let fits = policy.fits(self.loaded.room).map_err(Error::from);
+        let kept = fits.and_then(|()| Ok(self.numbers.keep(&mut self.loaded.ebpf)?));
+        kept.map_err(|error| self.outgrows(error))?;
         let old = self.in_force.take();
         let swapped = self.swap(old.as_ref().map(|it| &*it.policy), &policy, next);
         if let Err(error) = swapped {
@@ -144,7 +150,7 @@ impl Engine {
                 );
             }
             self.in_force = old;
-            return Err(error);
+            return Err(self.outgrows(error));
         }
         let known = self.is_known(&bundle);
         let first = old

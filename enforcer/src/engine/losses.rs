@@ -1,5 +1,6 @@
 //! What was not recorded, not told or not seen, and saying so.
 
+use enforcer_common::capacity::Room;
 use enforcer_common::event::{Ring, Use};
 use serde_json::json;
 
@@ -81,6 +82,9 @@ impl Engine {
     pub(super) fn report_full_tables(&mut self) {
         let count = std::mem::take(&mut self.table_full);
         if count > 0 {
+            if self.loaded.room == Room::Ordinary {
+                self.outgrown = Some("a table of the kernel is full".to_owned());
+            }
             self.log.write(
                 "table-full",
                 json!({

@@ -12,6 +12,7 @@ mod numbers;
 mod origins;
 mod programs;
 mod proof;
+mod room;
 mod status;
 mod swap;
 mod times;
@@ -121,6 +122,17 @@ pub enum Error {
     Cgroups(#[source] std::io::Error),
 }
 
+impl Error {
+    /// Whether larger tables would do.
+    fn is_for_want_of_room(&self) -> bool {
+        match self {
+            Self::Compile(CompileError::Capacity { .. }) => true,
+            Self::Tables(error) => error.is_for_want_of_room(),
+            _ => false,
+        }
+    }
+}
+
 /// A bundle in force.
 struct InForce {
     bundle: Arc<Bundle>,
@@ -157,6 +169,8 @@ pub struct Engine {
     /// The daemon's own.
     executable: PathBuf,
     refused: Option<String>,
+    /// Why the tables are too small for this node.
+    outgrown: Option<String>,
     proven: Result<(), String>,
     /// Whether holders are kept from everything, because a gate does not hold.
     degraded: bool,
@@ -245,6 +259,7 @@ impl Engine {
             left: inheritance.left,
             executable,
             refused: None,
+            outgrown: None,
             proven: Err("not tried yet".to_owned()),
             degraded: inheritance.degraded,
             steady_until: BootNs(0),
@@ -383,6 +398,7 @@ impl Engine {
         self.report_losses();
         self.report_passed_over();
         self.report_full_tables();
+        self.look_at_room();
         self.look_after_usage();
         self.keep_steady();
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
@@ -434,7 +450,9 @@ impl Engine {
 
     /// Leaves the programs to the next daemon, and says goodbye in the event log.
     pub fn stopping(&mut self) {
-        if let Err(error) = Maps(&mut self.loaded.ebpf).set("HANDED_OVER", 0, 1_u32) {
+        if self.outgrown.is_none()
+            && let Err(error) = Maps(&mut self.loaded.ebpf).set("HANDED_OVER", 0, 1_u32)
+        {
             tracing::error!(
                 "only this executable can take over: {}",
                 crate::chain(&error)

@@ -67,6 +67,7 @@ impl Engine {
                 _ => None,
             },
             "tier": self.loaded.tier,
+            "room": self.loaded.room.name(),
             "reason": proven.as_ref().err(),
             "generation": self.generation.0,
             "pins": self.loaded.pinned.as_ref().map(|it| it.set.path()),
@@ -118,9 +119,9 @@ impl Engine {
                 "cgroups" => self.loaded.ebpf.map("CGROUPS").and_then(room_of)?,
                 "files" => self.loaded.ebpf.map("FILES").and_then(room_of)?,
                 "watches" => self.loaded.ebpf.map("WATCHES").and_then(room_of)?,
-                "credentials" => i64::from(capacity::CREDENTIALS),
-                "subjects" => i64::from(capacity::SUBJECTS),
-                "grants" => i64::from(capacity::GRANTS),
+                "credentials" => i64::from(self.loaded.room.of(capacity::CREDENTIALS)),
+                "subjects" => i64::from(self.loaded.room.of(capacity::SUBJECTS)),
+                "grants" => i64::from(self.loaded.room.of(capacity::GRANTS)),
                 _ => return None,
             };
             Some((table, entries as i64, room))

@@ -33,14 +33,28 @@ pub enum Error {
     /// There is no cgroup v2 hierarchy.
     #[error("no cgroup v2 hierarchy is mounted; mount one at /sys/fs/cgroup")]
     NoCgroup2,
-    /// It cannot be opened.
-    #[error("cannot open the cgroup root {path}")]
+    /// It cannot be opened, or something in it cannot be read.
+    #[error("cannot open {path} in the cgroup root")]
     Open {
-        /// The directory.
+        /// It, or what is in it.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+}
+
+/// How many cgroups there are below it.
+pub fn descendants() -> Result<u64, Error> {
+    let path = path()?.join("cgroup.stat");
+    let count = std::fs::read_to_string(&path).and_then(|text| {
+        let count = text
+            .lines()
+            .find_map(|line| line.strip_prefix("nr_descendants "));
+        count
+            .and_then(|it| it.parse().ok())
+            .ok_or_else(|| io::Error::other("no count of descendants"))
+    });
+    count.map_err(|source| Error::Open { path, source })
 }
 
 /// The root, open.

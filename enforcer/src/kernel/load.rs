@@ -11,7 +11,7 @@ use aya::programs::{
 };
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::btf::BtfKind;
-use enforcer_common::capacity;
+use enforcer_common::capacity::{self, Room};
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
 
@@ -113,19 +113,43 @@ pub enum Error {
 pub struct Options {
     /// The tier to use; the strongest to be had if not given.
     pub tier: Option<Tier>,
-    /// Entries of the holders table.
-    pub holders: u32,
+    /// How much room the tables have that are made.
+    pub room: Room,
+    /// Entries of the holders table, whatever the room.
+    pub holders: Option<u32>,
     /// Bytes of the ring for denials, and of that for allowed uses.
     pub ring_bytes: u32,
     /// So many processes, and so many workload instances, are killed or frozen a minute, of one workload and in all.
     pub actions_per_minute: u32,
 }
 
+/// The tables that have more or less room, and their entries where there is much.
+pub(super) const ROOMY: [(&str, u32); 17] = [
+    ("CGROUPS", capacity::CGROUPS),
+    ("CGROUP_NAMES", capacity::CGROUP_NAMES),
+    ("CHILDREN", capacity::WATCH_NODES),
+    ("CREDENTIALS", capacity::CREDENTIALS),
+    ("CREDENTIAL_NUMBERS", capacity::CREDENTIAL_NUMBERS),
+    ("FILES", capacity::FILES),
+    ("GRANTS", capacity::GRANTS),
+    ("HOLDERS", capacity::HOLDERS),
+    ("LABELS", capacity::LABELS),
+    ("NODES", capacity::WATCH_NODES),
+    ("ORIGINS", capacity::ORIGINS),
+    ("ORIGIN_IDENTITIES", capacity::ORIGIN_IDENTITIES),
+    ("PATTERNS", capacity::WATCH_NODES),
+    ("RELEVANT", capacity::RELEVANT),
+    ("RUNNING", capacity::RUNNING),
+    ("SUBJECTS", capacity::SUBJECTS),
+    ("WATCHES", capacity::WATCHES),
+];
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             tier: None,
-            holders: capacity::HOLDERS,
+            room: Room::Ordinary,
+            holders: None,
             ring_bytes: capacity::RING_BYTES,
             actions_per_minute: 5,
         }
@@ -138,6 +162,8 @@ pub struct Loaded {
     pub ebpf: Ebpf,
     /// By what means reads and calls are refused.
     pub tier: Tier,
+    /// How much room its tables have.
+    pub room: Room,
     /// Those programs that aya did not load: those of the hooks on the `modify-return` tier, or all that were taken
     /// over.
     programs: Vec<(String, OwnedFd)>,
@@ -148,10 +174,16 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    pub(super) fn new(ebpf: Ebpf, tier: Tier, programs: Vec<(String, OwnedFd)>) -> Self {
+    pub(super) fn new(
+        ebpf: Ebpf,
+        tier: Tier,
+        room: Room,
+        programs: Vec<(String, OwnedFd)>,
+    ) -> Self {
         Self {
             ebpf,
             tier,
+            room,
             programs,
             links: Vec::new(),
             pinned: None,
@@ -270,7 +302,7 @@ pub(super) fn load_tier(
     program::<SockOps>(&mut ebpf, "tcp_state")?
         .load()
         .map_err(refused("tcp_state", "loading"))?;
-    Ok(Loaded::new(ebpf, tier, programs))
+    Ok(Loaded::new(ebpf, tier, options.room, programs))
 }
 
 /// Loads the programs that only show the daemon something, which it has anew each time.
@@ -370,6 +402,12 @@ pub(super) fn open(
             loader.map_pin_path(name, set.map(name));
         }
     }
+    for (name, most) in ROOMY {
+        loader.map_max_entries(name, options.room.of(most));
+    }
+    if let Some(holders) = options.holders {
+        loader.map_max_entries("HOLDERS", holders);
+    }
     loader
         .btf(Some(&types.functions))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
@@ -381,7 +419,6 @@ pub(super) fn open(
         )
         .override_global("TIER", &tier, true)
         .override_global("RECORDS_BY_COOKIE", &constants.by_cookie, true)
-        .map_max_entries("HOLDERS", options.holders)
         .map_max_entries("DENIALS", options.ring_bytes)
         .map_max_entries("USES", options.ring_bytes)
         .load(OBJECT)

@@ -27,6 +27,21 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the table has no room for one entry more.
+    #[must_use]
+    pub fn is_for_want_of_room(&self) -> bool {
+        let Self::Map {
+            source: MapError::SyscallError(error),
+            ..
+        } = self
+        else {
+            return false;
+        };
+        error.io_error.raw_os_error() == Some(libc::E2BIG)
+    }
+}
+
 /// The maps of a loaded object.
 pub struct Maps<'a>(pub &'a mut Ebpf);
 

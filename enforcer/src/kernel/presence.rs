@@ -48,6 +48,14 @@ impl Counters {
             .fetch_add(1, Ordering::SeqCst);
     }
 
+    /// How many keys are counted.
+    #[must_use]
+    pub fn sum(&self) -> u64 {
+        (0..1 << PRESENCE_BITS)
+            .map(|slot| self.0.at(slot).load(Ordering::Relaxed))
+            .sum()
+    }
+
     /// Counts one key less, which was in the table and no longer is.
     pub fn take(&self, word: u64) {
         self.0

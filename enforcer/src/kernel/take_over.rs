@@ -6,6 +6,7 @@
 use std::os::fd::AsFd as _;
 
 use enforcer_bundle::Digest;
+use enforcer_common::capacity::Room;
 use enforcer_common::ids::{Generation, Tgid};
 
 use super::at_root::Root;
@@ -112,6 +113,12 @@ fn start_pinned(
     daemon: Tgid,
     pins: &mut Option<Pins>,
 ) -> Result<Loaded, Error> {
+    // Whose programs go with it, or let reads go on without it, does not start again for the sake of room.
+    let room = match (&pins, tier) {
+        (Some(_), Tier::Lsm | Tier::ModifyReturn) => options.room,
+        (None, _) | (_, Tier::Fanotify) => Room::Large,
+    };
+    let options = &Options { room, ..*options };
     let Some(taken) = pins else {
         return start_tier(types, options, tier, daemon);
     };
@@ -189,13 +196,17 @@ fn announce(pins: &Pins, own: &Set, daemon: Tgid) -> Result<(), Error> {
 /// Tells programs of the same object, tier and sizes from others.
 fn build(options: &Options, tier: Tier) -> String {
     let Digest(digest) = Digest::of_bytes(OBJECT);
-    format!(
+    let mut build = format!(
         "{}-{}-{}-{}",
         &digest[..16],
         tier.name(),
-        options.holders,
+        options.room.name(),
         options.ring_bytes
-    )
+    );
+    if let Some(holders) = options.holders {
+        build.push_str(&format!("-{holders}"));
+    }
+    build
 }
 
 /// Takes over a set of pins of this build, if there is one and nothing of it is missing.
@@ -236,7 +247,7 @@ fn take_over(
             continue;
         }
         load_iterators(&mut ebpf, tier, &types.functions)?;
-        return Ok(Some((Loaded::new(ebpf, tier, programs), set)));
+        return Ok(Some((Loaded::new(ebpf, tier, options.room, programs), set)));
     }
     Ok(None)
 }

@@ -30,6 +30,7 @@ mod origins;
 mod overload;
 mod paths;
 pub mod restart;
+mod room;
 mod scripts;
 mod selectors;
 mod service;
@@ -74,6 +75,7 @@ const ALL: &[&[Case]] = &[
     malformed::CASES,
     swap::CASES,
     restart::CASES,
+    room::CASES,
     governance::CASES,
     overload::CASES,
     log::CASES,
