@@ -141,6 +141,9 @@ enum Command {
         times: usize,
         peer: std::net::SocketAddr,
     },
+    /// Be the first of processes that hold what is measured
+    #[command(hide = true)]
+    Hold { count: usize },
     /// Be a node that only reports
     #[command(hide = true)]
     Report {
@@ -217,6 +220,7 @@ fn main() -> ExitCode {
         Command::Measure { set, times, peer } => {
             bench::operations::run(set, times, peer).map(|()| true)
         }
+        Command::Hold { count } => bench::holders::run(count).map(|()| true),
         Command::Replay { cases, seed } => replay::run(cases, seed),
         Command::Peer => peer::run().map(|()| true),
     };

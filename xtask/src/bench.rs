@@ -22,6 +22,9 @@ pub struct Args {
     /// How many entitlements there are, one measurement for each
     #[arg(long, default_value = "10,1000")]
     entitlements: String,
+    /// How many processes hold a credential meanwhile
+    #[arg(long, default_value_t = 0)]
+    holders: usize,
     /// Measure with what is built
     #[arg(long)]
     no_build: bool,
@@ -60,14 +63,14 @@ fn in_guests(args: &Args) -> Result<ExitCode> {
         for tier in &args.tier {
             let options = vm::Options {
                 icount: true,
-                memory: 4096,
+                memory: 8192,
                 timeout: 3600,
                 lsm: (tier != "lsm").then(|| vm::LSM_WITHOUT_BPF.to_owned()),
                 ..vm::Options::for_kernel(kernel.clone())
             };
             let command = format!(
-                "enforcer probe | grep -i verifier; enforcer-tests bench --tier {tier} --entitlements {}",
-                args.entitlements
+                "enforcer probe | grep -i verifier; enforcer-tests bench --tier {tier} --entitlements {} --holders {}",
+                args.entitlements, args.holders
             );
             println!("{kernel} {tier}");
             let printed = Mutex::new(Vec::new());

@@ -6,15 +6,14 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya::maps::SkStorage;
-use aya::programs::{
-    BtfTracePoint, CgroupSkb, CgroupSock, CgroupSockAddr, Iter, Lsm, Program, ProgramError, SockOps,
-};
+use aya::programs::{BtfTracePoint, CgroupSockAddr, Iter, Lsm, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 use aya_obj::btf::BtfKind;
 use enforcer_common::capacity::{self, Room};
 use enforcer_common::ids::Tgid;
 use enforcer_common::tables::SocketRecord;
 
+use super::at_once::at_once;
 use super::at_root::{self, Root};
 use super::btf::{self, Types};
 use super::capture::{self, capture};
@@ -265,43 +264,20 @@ pub(super) fn load_tier(
         }
     };
     let mut programs = Vec::new();
-    match tier {
-        Tier::Lsm => {
-            for hook in HOOKS {
-                program::<Lsm>(&mut ebpf, hook.program)?
-                    .load(hook.hook, btf)
-                    .map_err(refused(hook.program, "loading"))?;
-            }
-        }
-        Tier::ModifyReturn => {
-            let linked = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
-            for hook in HOOKS {
-                let program = linked
-                    .load(hook.program, hook.function, hook.attach, btf)
-                    .map_err(not_hooked(hook.program, hook.function))?;
-                programs.push((hook.program.to_owned(), program));
-            }
-        }
-        Tier::Fanotify => {}
-    }
-    if tier != Tier::Fanotify {
-        load_following(&mut ebpf, btf)?;
+    if tier == Tier::ModifyReturn {
+        let linked = Programs::new(OBJECT, &ebpf).map_err(Error::Relink)?;
+        programs = at_once(HOOKS.iter().collect(), |hook| {
+            let program = linked.load(hook.program, hook.function, hook.attach, btf);
+            let program = program.map_err(not_hooked(hook.program, hook.function))?;
+            Ok::<_, Error>((hook.program.to_owned(), program))
+        })?;
     }
     load_iterators(&mut ebpf, tier, btf)?;
-    for tracepoint in TRACEPOINTS {
-        program::<BtfTracePoint>(&mut ebpf, tracepoint)?
-            .load(tracepoint, btf)
-            .map_err(refused(tracepoint, "loading"))?;
-    }
-    program::<CgroupSkb>(&mut ebpf, "egress")?
-        .load()
-        .map_err(refused("egress", "loading"))?;
-    program::<CgroupSock>(&mut ebpf, "sock_create")?
-        .load()
-        .map_err(refused("sock_create", "loading"))?;
-    program::<SockOps>(&mut ebpf, "tcp_state")?
-        .load()
-        .map_err(refused("tcp_state", "loading"))?;
+    let mut rest: Vec<_> = ebpf.programs_mut().collect();
+    rest.sort_by_key(|(name, _)| *name);
+    at_once(rest, |(name, program)| {
+        load_program(name, program, tier, btf).map_err(refused(name, "loading"))
+    })?;
     Ok(Loaded::new(ebpf, tier, options.room, programs))
 }
 
@@ -324,21 +300,29 @@ pub(super) fn load_iterators(ebpf: &mut Ebpf, tier: Tier, btf: &Btf) -> Result<(
     Ok(())
 }
 
-/// Loads the programs that follow secrets.
-fn load_following(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), Error> {
-    for (name, functions) in FOLLOWING {
-        let has = |function: &&&str| btf.id_by_type_name_kind(function, BtfKind::Func).is_ok();
-        let Some(function) = functions.iter().find(has) else {
-            continue;
-        };
-        match ebpf.program_mut(name) {
-            Some(Program::FEntry(program)) => program.load(function, btf),
-            Some(Program::FExit(program)) => program.load(function, btf),
-            _ => return Err(Error::Missing((*name).to_owned())),
-        }
-        .map_err(refused(name, "loading"))?;
+/// Loads a program, unless the tier has no use for it, the kernel has no place for it, or others load it.
+fn load_program(
+    name: &str,
+    program: &mut Program,
+    tier: Tier,
+    btf: &Btf,
+) -> Result<(), ProgramError> {
+    let has = |function: &&&str| btf.id_by_type_name_kind(function, BtfKind::Func).is_ok();
+    let following = FOLLOWING.iter().find(|(known, _)| *known == name);
+    let function = following
+        .filter(|_| tier != Tier::Fanotify)
+        .and_then(|(_, functions)| functions.iter().find(has));
+    let hook = HOOKS.iter().find(|hook| hook.program == name);
+    match (program, hook, function) {
+        (Program::Lsm(program), Some(hook), _) if tier == Tier::Lsm => program.load(hook.hook, btf),
+        (Program::FEntry(program), _, Some(function)) => program.load(function, btf),
+        (Program::FExit(program), _, Some(function)) => program.load(function, btf),
+        (Program::BtfTracePoint(program), ..) => program.load(name, btf),
+        (Program::CgroupSkb(program), ..) => program.load(),
+        (Program::CgroupSock(program), ..) => program.load(),
+        (Program::SockOps(program), ..) => program.load(),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Attaches those that are loaded.

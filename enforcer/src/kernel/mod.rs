@@ -1,5 +1,6 @@
 //! The kernel: loading programs, writing tables, reading rings.
 
+mod at_once;
 pub mod at_root;
 pub mod btf;
 pub mod capture;

@@ -18,10 +18,15 @@ use crate::{
     harness::{Bundle, Daemon, daemon, wait_for},
 };
 
+pub mod holders;
 pub mod operations;
 mod scale;
 
+use holders::Holders;
 use operations::Set;
+
+/// Holdings that the daemon has room for at least, where there are many.
+const ROOM: usize = 65_536;
 
 /// How it is measured.
 #[derive(clap::Args)]
@@ -32,6 +37,9 @@ pub struct Args {
     /// How many entitlements there are, one measurement for each
     #[arg(long, value_delimiter = ',', default_value = "10,1000")]
     entitlements: Vec<usize>,
+    /// How many processes hold a credential meanwhile
+    #[arg(long, default_value_t = 0)]
+    holders: usize,
     /// How often each operation is done
     #[arg(long, default_value_t = 200)]
     times: usize,
@@ -63,12 +71,16 @@ pub fn run(args: &Args) -> Result<()> {
             cost.with.resize(args.entitlements.len(), Vec::new());
         }
         let mut running: Option<Daemon> = None;
+        let mut holders = None;
         for (at, entitlements) in args.entitlements.iter().enumerate() {
             let bundle = scale::bundle(*entitlements)?;
             let start = Instant::now();
             let applied = match &mut running {
                 None => {
-                    running = Some(Daemon::start(&bundle, &[])?);
+                    let room = args.holders.max(ROOM).to_string();
+                    let all = ["--holders", &room];
+                    let options: &[&str] = if args.holders > 0 { &all } else { &[] };
+                    running = Some(Daemon::start(&bundle, options)?);
                     "started and in force"
                 }
                 Some(daemon) => {
@@ -83,6 +95,9 @@ pub fn run(args: &Args) -> Result<()> {
                 "{} can be opened, so nothing that is measured is a denial",
                 operations::DENIED
             );
+            if args.holders > 0 && holders.is_none() {
+                holders = Some(Holders::gather(args.holders)?);
+            }
             until_idle(daemon)?;
             for (name, median) in measured(args.times)? {
                 entry(&mut costs, &name).with[at].push(median);
@@ -97,6 +112,7 @@ pub fn run(args: &Args) -> Result<()> {
                 }
             }
         }
+        drop(holders);
         if let Some(daemon) = running {
             daemon.stop()?;
         }
