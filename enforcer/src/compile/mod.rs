@@ -33,6 +33,7 @@ pub use pods::{Pod, Pods, Projection, SecretFiles, Volume};
 pub use policy::{CredentialInfo, EntitlementInfo, Policy, WatchTree};
 pub use subjects::SubjectSelector;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -62,7 +63,7 @@ pub fn compile(
     numbering.begin();
     let asked = placed::catalogue(bundle);
     let (bundle, uncovered) = placed::placed(bundle, facts);
-    let bundle = &with_declassified(bundle, facts);
+    let bundle = &*with_declassified(bundle, facts);
     let credentials = credential_ids(bundle, numbering)?;
     let catalogue = (bundle.credentials.iter().zip(&credentials))
         .filter_map(|(credential, number)| Some((*number, asked.get(&credential.id)?.clone())))
@@ -160,14 +161,15 @@ const DECLASSIFIED: &str = "enforcer-declassified";
 
 /// The bundle with its declassified files as a last credential, if anything is followed here: of two that a file is, the
 /// first counts.
-fn with_declassified(mut bundle: Bundle, facts: &Facts) -> Bundle {
+fn with_declassified<'a>(mut bundle: Cow<'a, Bundle>, facts: &Facts) -> Cow<'a, Bundle> {
     let follows = bundle
         .credentials
         .iter()
         .any(|credential| credential.follow);
-    let sources = std::mem::take(&mut bundle.declassify.files);
+    let sources = &bundle.declassify.files;
     if facts.forwarding && follows && !sources.is_empty() {
-        bundle.credentials.push(bundle::Credential {
+        let sources = sources.clone();
+        bundle.to_mut().credentials.push(bundle::Credential {
             id: DECLASSIFIED.to_owned(),
             owner: None,
             exclusive: false,

@@ -1,5 +1,6 @@
 //! From sources that only the node can place to the places that they are here.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::bundle::{Bundle, Credential, Source, entries};
@@ -33,10 +34,16 @@ pub(super) fn catalogue(bundle: &Bundle) -> BTreeMap<String, Vec<String>> {
     bundle.credentials.iter().filter_map(of).collect()
 }
 
-/// The bundle with every source at its places on this node, and what has none.
-pub(super) fn placed(bundle: &Bundle, facts: &Facts) -> (Bundle, Vec<Uncovered>) {
-    let mut bundle = bundle.clone();
+/// The bundle with every source at its places on this node, and what has none. A large one is only copied if some source
+/// has to be placed.
+pub(super) fn placed<'a>(bundle: &'a Bundle, facts: &Facts) -> (Cow<'a, Bundle>, Vec<Uncovered>) {
     let mut uncovered = Vec::new();
+    let sources = bundle.credentials.iter().flat_map(|it| &it.sources);
+    let says_so_itself = |source: &Source| places(source, facts) == (None, None);
+    if sources.into_iter().all(says_so_itself) {
+        return (Cow::Borrowed(bundle), uncovered);
+    }
+    let mut bundle = bundle.clone();
     for credential in &mut bundle.credentials {
         let sources = std::mem::take(&mut credential.sources);
         for source in sources {
@@ -49,7 +56,7 @@ pub(super) fn placed(bundle: &Bundle, facts: &Facts) -> (Bundle, Vec<Uncovered>)
             credential.sources.extend(places.unwrap_or(vec![source]));
         }
     }
-    (bundle, uncovered)
+    (Cow::Owned(bundle), uncovered)
 }
 
 /// Where a source is, unless it says so itself, and why that is not all.

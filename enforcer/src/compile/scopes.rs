@@ -3,7 +3,7 @@
 //!
 //! A trie gives only the longest match, so each entry also says what all shorter ones that cover it say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use enforcer_common::address::{Address, Protocol};
@@ -168,9 +168,12 @@ type Cover<'a> = Vec<(u32, &'a Spec)>;
 pub(super) struct Scopes {
     pub prefixes: BTreeMap<ScopeKey, PortSetId>,
     pub ports: BTreeMap<PortKey, u32>,
-    /// Those whose ports are in there: most scopes have one of a few.
-    known: BTreeSet<PortSetId>,
+    /// Those whose ports are in there, by what says them: most scopes have one of a few.
+    known: HashMap<Vec<PortsOf>, PortSetId>,
 }
+
+/// What a destination says of ports: the slot of its entitlement, and its ports, protocols and whether it is about answers.
+type PortsOf = (u32, Vec<PortRange>, Protocols, bool);
 
 impl Scopes {
     /// The scope in which bit `n` stands for the destinations `slots[n]`.
@@ -204,14 +207,20 @@ impl Scopes {
         if cover.is_empty() {
             return Ok(PortSetId(0));
         }
+        let ports_of = |(slot, spec): &(u32, &Spec)| -> PortsOf {
+            (*slot, spec.ports.clone(), spec.protocols, spec.answers)
+        };
+        let said: Vec<PortsOf> = cover.iter().map(ports_of).collect();
+        if let Some(known) = self.known.get(&said) {
+            return Ok(*known);
+        }
         let intervals = intervals(cover);
         let id = numbering.port_set(intervals.clone())?;
-        if self.known.insert(id) {
-            for ((protocol, port, bits), slots) in port_prefixes(&intervals) {
-                self.ports
-                    .insert(PortKey::new(id, protocol.0, port, bits), slots);
-            }
+        for ((protocol, port, bits), slots) in port_prefixes(&intervals) {
+            self.ports
+                .insert(PortKey::new(id, protocol.0, port, bits), slots);
         }
+        self.known.insert(said, id);
         Ok(id)
     }
 }

@@ -40,6 +40,8 @@ const REPORTED_EVERY: Duration = Duration::from_secs(60 * 60);
 const NUMBERS: usize = 131_072;
 /// As many users and destinations of an entitlement are told; `enforcer usage` has all.
 const LISTED: usize = 100;
+/// As many unused entitlements are told in one record, of which there are as many as it takes.
+const UNUSED_AT_ONCE: usize = 1_000;
 /// As many findings are told; `enforcer findings` has all.
 const FINDINGS: usize = 1_000;
 
@@ -294,10 +296,13 @@ impl Engine {
             .filter(unused)
             .map(|it| it.id.as_str())
             .collect();
-        self.log.write(
-            "coverage",
-            json!({"bundle": bundle.metadata.version, "coverage": summary.coverage, "unusedEntitlements": unused}),
-        );
+        let none = unused.is_empty().then_some(&unused[..]);
+        for unused in unused.chunks(UNUSED_AT_ONCE).chain(none) {
+            self.log.write(
+                "coverage",
+                json!({"bundle": bundle.metadata.version, "coverage": summary.coverage, "unusedEntitlements": unused}),
+            );
+        }
         for it in summary.entitlements {
             let count = |seen: Option<Seen>| seen.map_or(0, |seen| seen.count);
             let count = count(it.used) + count(it.denied);
