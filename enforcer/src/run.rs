@@ -276,7 +276,7 @@ pub async fn run(
     };
     match ended {
         Ended::Asked => supervisor.stopping(),
-        Ended::Outgrown => supervisor.reloading(),
+        Ended::Outgrown => supervisor.starting_again(),
     }
     let deadline = Instant::now() + LAST_RECORDS;
     while Instant::now() < deadline

@@ -1,6 +1,12 @@
 //! What the service manager is told (sd_notify(3)). Without one, nothing.
 
+use std::env;
+use std::time::Duration;
+
 use sd_notify::NotifyState;
+
+/// A start takes no longer than this, as the unit has it.
+const START: Duration = Duration::from_secs(180);
 
 /// The service manager, and what it was told last.
 #[derive(Default)]
@@ -11,7 +17,23 @@ pub struct Supervisor {
 impl Supervisor {
     /// The gates are attached, and a bundle is in force or was looked for. After a reload: that is done.
     pub fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+        // The one before, which was this process, may have asked for patience.
+        let usual = env::var("WATCHDOG_USEC")
+            .ok()
+            .and_then(|it| it.parse().ok());
+        match usual {
+            Some(usec) => tell(&[NotifyState::Ready, NotifyState::WatchdogUsec(usec)]),
+            None => tell(&[NotifyState::Ready]),
+        }
+    }
+
+    /// The program starts again in this process, which takes as long as a start.
+    pub fn starting_again(&self) {
+        let patience = NotifyState::WatchdogUsec(START.as_micros() as u32);
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => tell(&[NotifyState::Reloading, now, patience]),
+            Err(_) => tell(&[patience]),
+        }
     }
 
     /// The configuration and the bundle are read again.

@@ -15,14 +15,18 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{Scene, cases, entitled, other};
+use super::{Scene, cases, entitled, other, room::LARGE};
 use crate::harness::{
     Bundle,
     daemon::{clean_up, enforcer, enforcer_json},
     wait_for, write,
 };
 
-cases![service_manager_is_told, reload_changes_what_it_can];
+cases![
+    service_manager_is_told,
+    reload_changes_what_it_can,
+    more_files_than_ordinary_tables_hold,
+];
 
 const KEY: &str = "/srv/t/key";
 const DIRECTORY: &str = "/run/enforcer-service";
@@ -30,6 +34,9 @@ const SOCKET: &str = "/run/enforcer-service/enforcer.sock";
 const NOTIFY: &str = "/run/enforcer-service/notify";
 const CONFIG: &str = "/etc/enforcer/service.yaml";
 const LOG: &str = "/var/log/enforcer/service.log";
+
+/// What the service manager says of its watchdog: 30 s, as in the unit.
+const WATCHDOG_USEC: &str = "30000000";
 
 /// In emulation, loading the programs takes the better part of a minute.
 const STARTED_BY: Duration = Duration::from_secs(180);
@@ -82,6 +89,7 @@ impl Service {
         command
             .args(["run", "--config", CONFIG, "--socket", SOCKET])
             .env("NOTIFY_SOCKET", NOTIFY)
+            .env("WATCHDOG_USEC", WATCHDOG_USEC)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(LOG)?);
@@ -289,4 +297,54 @@ fn reload_changes_what_it_can(scene: &mut Scene) -> Result<()> {
         let text = fs::read_to_string(events).ok()?;
         text.contains("\"deny\"").then_some(())
     })
+}
+
+/// Files that appear are not in any bundle: the daemon sees that its tables are half full, and starts again. The service
+/// manager's watchdog waits for so long.
+fn more_files_than_ordinary_tables_hold(scene: &mut Scene) -> Result<()> {
+    const MANY: &str = "/srv/t/many";
+    const COUNT: usize = 4200;
+    if fs::exists(LARGE)? {
+        fs::remove_file(LARGE)?;
+    }
+    fs::create_dir_all(MANY)?;
+    let bundle = "/etc/enforcer/service-bundle.yaml";
+    let parts =
+        Bundle::default().credential(&format!("id: many, sources: [{{directory: {MANY}}}]"));
+    let (_, head) = crate::bundle::head();
+    write(bundle, &format!("{head}{}", parts.text()))?;
+    write(CONFIG, &format!("bundle: {bundle}\n"))?;
+    let service = Service::start(scene)?;
+    service.until("READY=1")?;
+    if status()?["room"] == "large" {
+        ensure!(
+            status()?["tier"] == "fanotify",
+            "large tables from the start"
+        );
+        return Ok(fs::remove_dir_all(MANY)?);
+    }
+    for number in 0..COUNT {
+        fs::write(format!("{MANY}/{number}"), "the secret itself\n")?;
+    }
+    let again = service.until("RELOADING=1")?;
+    ensure!(
+        again.contains(&"WATCHDOG_USEC=180000000".to_owned()),
+        "the watchdog is not told to wait: {again:?}"
+    );
+    let ready = service.until("READY=1")?;
+    ensure!(
+        ready.contains(&format!("WATCHDOG_USEC={WATCHDOG_USEC}")),
+        "the watchdog is not told to wait no longer: {ready:?}"
+    );
+    ensure!(status()?["room"] == "large", "the status is {}", status()?);
+    for number in [0, COUNT / 2, COUNT - 1] {
+        let outcome = other().run([format!("read {MANY}/{number}")])?;
+        ensure!(
+            outcome.last()?.errno == libc::EPERM,
+            "file {number}: {outcome:?}"
+        );
+    }
+    drop(service);
+    fs::remove_dir_all(MANY)?;
+    Ok(fs::remove_file(LARGE)?)
 }
