@@ -9,6 +9,8 @@ use aya::{Ebpf, Pod};
 use enforcer_common::ids::Generation;
 use enforcer_common::tables::Versioned;
 
+use super::load::ROOMY;
+
 /// Why a table could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,10 +30,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the table has no room for one entry more.
+    /// Whether a table has no room for one entry more that can be had larger.
     #[must_use]
     pub fn is_for_want_of_room(&self) -> bool {
         let Self::Map {
+            table,
             source: MapError::SyscallError(error),
             ..
         } = self
@@ -39,6 +42,7 @@ impl Error {
             return false;
         };
         error.io_error.raw_os_error() == Some(libc::E2BIG)
+            && ROOMY.iter().any(|(roomy, _)| roomy == table)
     }
 }
 

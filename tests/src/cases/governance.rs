@@ -14,13 +14,19 @@ use anyhow::{Context as _, Result, ensure};
 use enforcer_common::capacity;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Scene, cases, clock::Stepped, entitled, other, restart::ANOTHER_BUILD};
+use super::{
+    Scene, cases,
+    clock::Stepped,
+    entitled, other,
+    restart::ANOTHER_BUILD,
+    room::{LARGE, STARTED_AGAIN_BY, with_many_units},
+};
 use crate::{
     harness::{
         Allowed, Bundle, Refused, check,
         daemon::{status, version_in_force},
         governance::{Governance, URL, connected, revoked},
-        spread, wait_for, write,
+        spread, wait_for, wait_so_long, write,
     },
     peer,
 };
@@ -309,14 +315,23 @@ fn what_does_not_fit_is_refused(scene: &mut Scene) -> Result<()> {
         scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
         scene.check(&other(), &[(KEY, Refused("wrong-executable"))])?;
     }
-    governance.issue(&turned())?;
-    wait_for("the version that fits", || {
+    // This one fits into large tables, for which the daemon starts again.
+    governance.issue(&with_many_units(turned()))?;
+    wait_so_long(STARTED_AGAIN_BY, "the version that fits", || {
         let node = governance.node_as_known().ok()?;
         (node["version"].as_u64()? > version && node["refused"].is_null()).then_some(())
-    })?;
+    })
+    .with_context(|| format!("the server knows {:?}", governance.node_as_known()))?;
+    let room = &status()?["room"];
+    ensure!(*room == "large", "the tables are {room}");
     scene.check(&entitled(), &[(KEY, Refused("wrong-executable"))])?;
     scene.check(&other(), &[(KEY, Allowed), (HOME, Allowed)])?;
-    scene.off()
+    scene.off()?;
+    match fs::exists(LARGE)? {
+        true => Ok(fs::remove_file(LARGE)?),
+        // Large from the start on this tier.
+        false => Ok(()),
+    }
 }
 
 /// Copies the files of a directory.

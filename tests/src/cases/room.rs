@@ -1,20 +1,34 @@
 //! A node that outgrows the tables of an ordinary one: the daemon starts again with larger ones, and nobody notices.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Scene, cases, entitled, other, restart::Crowd, standard};
-use crate::harness::{
-    Allowed, Daemon, Refused,
-    daemon::{log_is_whole, status},
+use crate::{
+    bundle,
+    harness::{
+        Allowed, Bundle, Daemon, Refused,
+        daemon::{log_is_whole, status, version_in_force},
+        wait_so_long,
+    },
 };
 
 cases![more_units_than_ordinary_tables_hold];
 
 /// Where the daemon notes it.
 pub(super) const LARGE: &str = "/var/lib/enforcer/large-tables";
+/// In emulation, beside others who work all the time.
+pub(super) const STARTED_AGAIN_BY: Duration = Duration::from_secs(300);
 const KEY: &str = "read /srv/t/key";
+
+/// More than ordinary tables hold.
+pub(super) fn with_many_units(bundle: Bundle) -> Bundle {
+    (0..1100).fold(bundle, |bundle, number| {
+        let unit = format!("systemdUnit: many-{number}.service");
+        bundle.workload(&format!("many-{number}"), &unit)
+    })
+}
 
 fn more_units_than_ordinary_tables_hold(scene: &mut Scene) -> Result<()> {
     scene.off()?;
@@ -29,12 +43,13 @@ fn more_units_than_ordinary_tables_hold(scene: &mut Scene) -> Result<()> {
     }
     ensure!(now["room"] == "ordinary", "the status is {now}");
     let crowd = Crowd::gather()?;
-    let mut many = standard::bundle()?;
-    for number in 0..1100 {
-        let unit = format!("systemdUnit: many-{number}.service");
-        many = many.workload(&format!("many-{number}"), &unit);
-    }
-    scene.daemon()?.swap(&many)?;
+    let many = with_many_units(standard::bundle()?);
+    let (version, head) = bundle::head();
+    let text = format!("{head}{}", many.text());
+    scene.daemon()?.give(&text)?;
+    wait_so_long(STARTED_AGAIN_BY, "large tables", || {
+        (version_in_force().ok()? == version).then_some(())
+    })?;
     // In the same process, and nothing of the ordinary ones is left.
     let now = status()?;
     ensure!(

@@ -63,14 +63,23 @@ impl std::fmt::Display for Skipped {
 impl std::error::Error for Skipped {}
 
 /// Asks until there is an answer, or it is too late.
-pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> Result<T> {
-    let end = Instant::now() + SOON;
+pub fn wait_for<T>(what: &str, ask: impl FnMut() -> Option<T>) -> Result<T> {
+    wait_so_long(SOON, what, ask)
+}
+
+/// Likewise, for as long as that may take.
+pub fn wait_so_long<T>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let end = Instant::now() + patience;
     loop {
         if let Some(answer) = ask() {
             return Ok(answer);
         }
         if Instant::now() > end {
-            bail!("waited {} s in vain for {what}", SOON.as_secs());
+            bail!("waited {} s in vain for {what}", patience.as_secs());
         }
         thread::sleep(Duration::from_millis(10));
     }
