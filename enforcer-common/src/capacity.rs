@@ -28,6 +28,15 @@ impl Room {
             Self::Large => entries,
         }
     }
+
+    /// By how many bits of their hash keys are counted.
+    #[must_use]
+    pub const fn presence_bits(self) -> u32 {
+        match self {
+            Self::Ordinary => PRESENCE_BITS,
+            Self::Large => LARGE_PRESENCE_BITS,
+        }
+    }
 }
 
 /// Entitlements for one workload and one credential that can be in the tables together. Four windows or
@@ -80,9 +89,13 @@ pub const CGROUP_NAMES: u32 = 16_384;
 /// Held credentials over all holders. Preallocated: a read that cannot be recorded is denied.
 pub const HOLDERS: u32 = 65_536;
 
-/// Keys are counted by so many bits of their hash, see [`crate::presence`]: counters of eight bytes, 128 KiB for each
-/// table. With 500 keys, three in a hundred that are asked for and are not there are looked for in the table.
+/// With ordinary room, keys are counted by so many bits of their hash, see [`crate::presence`]: counters of eight bytes,
+/// 128 KiB for each table. With 500 keys, three in a hundred that are asked for and are not there are looked for in the
+/// table.
 pub const PRESENCE_BITS: u32 = 14;
+
+/// The same with much room: 2 MiB for each table. With 50,000 keys, seventeen in a hundred are looked for.
+pub const LARGE_PRESENCE_BITS: u32 = 18;
 
 /// Threads of the daemon that capture file keys at the same time, with room to spare.
 pub const CAPTURES: u32 = 64;

@@ -4,15 +4,19 @@
 //! Whoever adds a key counts it before, and whoever has taken one out counts it off after, so that at no moment there are
 //! more keys than are counted. More may be counted than there are, which costs a look into the table.
 
-use crate::capacity::PRESENCE_BITS;
 use crate::ids::{CgroupId, InodeKey, Tgid};
 use crate::tables::{Cgroup, Holder};
 
-/// Which counter the keys are counted in that say this word.
+/// The hash of a word. Fibonacci hashing: inode numbers and process numbers follow each other.
 #[inline(always)]
-pub const fn slot(word: u64) -> u32 {
-    // Fibonacci hashing: inode numbers and process numbers follow each other.
-    (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - PRESENCE_BITS)) as u32
+pub const fn spread(word: u64) -> u64 {
+    word.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// Which of `1 << bits` counters the keys are counted in that say this word.
+#[inline(always)]
+pub const fn slot(word: u64, bits: u32) -> u32 {
+    (spread(word) >> (64 - bits)) as u32
 }
 
 impl InodeKey {
@@ -24,8 +28,9 @@ impl InodeKey {
 }
 
 impl Holder {
-    /// The word of what is held by anybody: by processes that have no number yet, and what nobody knows who holds.
-    pub const ANYBODY: u64 = u64::MAX;
+    /// The word of what is held by anybody: by processes that have no number yet, and what nobody knows who holds. Its
+    /// counter is the first, however many there are.
+    pub const ANYBODY: u64 = 0;
 
     const PROCESS: u64 = 1 << 63;
 
@@ -65,6 +70,7 @@ impl Cgroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capacity::Room;
     use crate::ids::BootNs;
 
     #[test]
@@ -81,11 +87,14 @@ mod tests {
 
     #[test]
     fn slots_are_there_and_differ_for_neighbours() {
-        let mut seen = std::collections::BTreeSet::new();
-        for word in (0..1000).chain(u64::MAX - 1000..=u64::MAX) {
-            assert!(slot(word) < 1 << PRESENCE_BITS);
-            seen.insert(slot(word));
+        for room in [Room::Ordinary, Room::Large] {
+            let bits = room.presence_bits();
+            let mut seen = std::collections::BTreeSet::new();
+            for word in (0..1000).chain(u64::MAX - 1000..=u64::MAX) {
+                assert!(slot(word, bits) < 1 << bits);
+                seen.insert(slot(word, bits));
+            }
+            assert!(seen.len() > 1800, "{} of 2001", seen.len());
         }
-        assert!(seen.len() > 1800, "{} of 2001", seen.len());
     }
 }

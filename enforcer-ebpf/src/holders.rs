@@ -103,13 +103,8 @@ pub fn inherit(from: Holder, to: Holder) -> bool {
 pub extern "C" fn copy_holdings(from: u64, from_start: u64, to: u64, to_start: u64) -> u64 {
     let (from, to) = (holder(from, from_start), holder(to, to_start));
     let mut complete = true;
-    let overflow = |holder| HolderKey {
-        holder,
-        slot: HELD_PER_HOLDER,
-    };
     if HOLDERS.get_ptr(&overflow(from)).is_some() {
-        complete = presence::hold(&HOLDERS, &overflow(to), CredentialId(0))
-            || HOLDERS.get_ptr(&overflow(to)).is_some();
+        complete = hold_overflow(to.id, to.start.0) != 0;
     }
     let mut slot = 0;
     while slot < HELD_PER_HOLDER {
@@ -122,6 +117,21 @@ pub extern "C" fn copy_holdings(from: u64, from_start: u64, to: u64, to_start: u
         slot = opaque(slot + 1);
     }
     complete.into()
+}
+
+/// What says that a holder has more than its slots.
+#[inline(always)]
+const fn overflow(holder: Holder) -> HolderKey {
+    let slot = HELD_PER_HOLDER;
+    HolderKey { holder, slot }
+}
+
+/// A holder has more than its slots. 0 if that could not be recorded. In a frame of its own.
+#[inline(never)]
+fn hold_overflow(id: u64, start: u64) -> u32 {
+    let key = overflow(holder(id, start));
+    let holds = presence::hold(&HOLDERS, &key, CredentialId(0)) || HOLDERS.get_ptr(&key).is_some();
+    holds.into()
 }
 
 /// Forgets a holder that has ended.

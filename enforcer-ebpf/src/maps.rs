@@ -120,6 +120,10 @@ pub static TIER: u32 = 0;
 #[unsafe(no_mangle)]
 pub static RECORDS_BY_COOKIE: u32 = 0;
 
+/// By how many bits of their hash keys are not counted, of 64, see [`enforcer_common::presence`]; set at load time.
+#[unsafe(no_mangle)]
+pub static PRESENCE_SHIFT: u32 = 64 - capacity::PRESENCE_BITS;
+
 /// A record without anything.
 #[unsafe(no_mangle)]
 pub static NO_RECORD: SocketRecord = SocketRecord::NONE;

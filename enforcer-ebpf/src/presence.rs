@@ -10,12 +10,37 @@ use enforcer_common::{
     tables::{Holder, HolderKey, Versioned},
 };
 
-use crate::maps::{FILES, FILES_PRESENT, HELD_PRESENT, HOLDINGS};
+use crate::maps::{FILES, FILES_PRESENT, HELD_PRESENT, HOLDINGS, PRESENCE_SHIFT};
+
+/// Which counter a word is counted in, as [`presence::slot`] has it.
+#[inline(always)]
+fn slot(word: u64) -> u32 {
+    let slot: u64;
+    // SAFETY: reads a constant. In one register more for a moment: what the compiler would keep for the next time, it has
+    // no room for on the stack of some programs.
+    unsafe {
+        core::arch::asm!(
+            "{shift} = {constant} ll",
+            "{shift} = *(u32 *)({shift} + 0)",
+            "{word} >>= {shift}",
+            shift = out(reg) _,
+            constant = sym PRESENCE_SHIFT,
+            word = inout(reg) presence::spread(word) => slot,
+            options(nostack),
+        );
+    }
+    slot as u32
+}
 
 /// Whether the table behind may have a key of this word.
 #[inline(always)]
 pub fn may_have(counters: &Array<u64>, word: u64) -> bool {
-    match counters.get_ptr(presence::slot(word)) {
+    may_have_at(counters, slot(word))
+}
+
+#[inline(always)]
+fn may_have_at(counters: &Array<u64>, index: u32) -> bool {
+    match counters.get_ptr(index) {
         // SAFETY: a pointer into an array map; volatile, so that it is read now.
         Some(count) => unsafe { core::ptr::read_volatile(count) != 0 },
         None => true,
@@ -36,7 +61,7 @@ pub fn take(counters: &Array<u64>, word: u64) {
 
 #[inline(always)]
 fn change(counters: &Array<u64>, word: u64, by: i64) {
-    change_at(counters, presence::slot(word), by);
+    change_at(counters, slot(word), by);
 }
 
 #[inline(always)]
@@ -93,7 +118,7 @@ pub fn may_be_held(word: u64) -> bool {
 pub fn may_hold(process: Tgid, cgroup: CgroupId) -> bool {
     may_be_held(Holder::process_word(process))
         || may_be_held(Holder::cgroup_word(cgroup))
-        || may_be_held(Holder::ANYBODY)
+        || may_have_at(&HELD_PRESENT, const { presence::slot(Holder::ANYBODY, 1) })
 }
 
 /// Puts a credential into a free slot of a table of holders. `false` if it is taken, or there is no room.

@@ -143,6 +143,9 @@ pub(super) const ROOMY: [(&str, u32); 17] = [
     ("WATCHES", capacity::WATCHES),
 ];
 
+/// The counters of keys, see [`enforcer_common::presence`].
+const PRESENT: [&str; 3] = ["FILES_PRESENT", "HELD_PRESENT", "ORIGINS_PRESENT"];
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -392,6 +395,10 @@ pub(super) fn open(
     if let Some(holders) = options.holders {
         loader.map_max_entries("HOLDERS", holders);
     }
+    let presence_bits = options.room.presence_bits();
+    for name in PRESENT {
+        loader.map_max_entries(name, 1 << presence_bits);
+    }
     loader
         .btf(Some(&types.functions))
         .verifier_log_level(VerifierLogLevel::DISABLE | VerifierLogLevel::STATS)
@@ -402,6 +409,7 @@ pub(super) fn open(
             true,
         )
         .override_global("TIER", &tier, true)
+        .override_global("PRESENCE_SHIFT", &(64 - presence_bits), true)
         .override_global("RECORDS_BY_COOKIE", &constants.by_cookie, true)
         .map_max_entries("DENIALS", options.ring_bytes)
         .map_max_entries("USES", options.ring_bytes)
