@@ -24,8 +24,11 @@ pub fn room(state: &Path) -> Room {
 pub fn start_again(state: &Path) -> Error {
     let file = state.join(FILE);
     let why = "This node needs large tables in the kernel. Without this file the daemon starts with ordinary ones.\n";
-    if let Err(error) = fs::create_dir_all(state).and_then(|()| fs::write(&file, why)) {
-        // To start with ordinary tables again would lead here again.
+    let written = fs::create_dir_all(state).and_then(|()| fs::write(&file, why));
+    // On a full disk it is there, and empty. Without it, a start with ordinary tables would lead here again.
+    if let Err(error) = written
+        && !file.exists()
+    {
         return Error::new(error).context(format!("cannot write {}", file.display()));
     }
     let mut words = env::args_os();
