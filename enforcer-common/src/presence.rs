@@ -85,6 +85,14 @@ mod tests {
         assert_eq!(unborn.word(), Holder::ANYBODY);
     }
 
+    /// The programs look there without asking how many counters there are.
+    #[test]
+    fn what_anybody_holds_is_counted_first() {
+        for bits in 1..=32 {
+            assert_eq!(slot(Holder::ANYBODY, bits), 0, "of 1 << {bits} counters");
+        }
+    }
+
     #[test]
     fn slots_are_there_and_differ_for_neighbours() {
         for room in [Room::Ordinary, Room::Large] {

@@ -29,7 +29,10 @@ pub fn start_again(state: &Path) -> Error {
     if let Err(error) = written
         && !file.exists()
     {
-        return Error::new(error).context(format!("cannot write {}", file.display()));
+        return Error::new(error).context(format!(
+            "this node needs large tables, and {} cannot be written; let the daemon write there, or use --holders, with which all tables are large from the start",
+            file.display()
+        ));
     }
     let mut words = env::args_os();
     let name = words.next().unwrap_or_default();
@@ -38,7 +41,7 @@ pub fn start_again(state: &Path) -> Error {
     let program = program.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let error = Command::new(&program).arg0(name).args(words).exec();
     Error::new(error).context(format!(
-        "cannot start {} again with large tables",
+        "cannot start {} again with large tables; what is in force stays in force: start the daemon",
         program.display()
     ))
 }

@@ -310,7 +310,8 @@ impl ContainerArgs {
 #[derive(clap::Args)]
 struct KernelSizes {
     /// Entries of the table of holders: one for each credential of each process, unit, session and container
-    /// that holds it; what finds no room is refused. Without, 4,096 at first and 65,536 on a node that needs them
+    /// that holds it; what finds no room is refused. Without, 4,096 at first and 65,536 on a node
+    /// that needs more; with it, all other tables are large from the start
     #[arg(long, value_name = "ENTRIES", value_parser = clap::value_parser!(u32).range(1..))]
     holders: Option<u32>,
     /// Bytes of each of the two rings, for denials and for uses: a power of two, 4096 or more

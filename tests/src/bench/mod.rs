@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use enforcer_common::capacity::HOLDERS;
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,9 +25,6 @@ mod scale;
 
 use holders::Holders;
 use operations::Set;
-
-/// Holdings that the daemon has room for at least, where there are many.
-const ROOM: usize = 65_536;
 
 /// How it is measured.
 #[derive(clap::Args)]
@@ -77,7 +75,7 @@ pub fn run(args: &Args) -> Result<()> {
             let start = Instant::now();
             let applied = match &mut running {
                 None => {
-                    let room = args.holders.max(ROOM).to_string();
+                    let room = args.holders.max(HOLDERS as usize).to_string();
                     let all = ["--holders", &room];
                     let options: &[&str] = if args.holders > 0 { &all } else { &[] };
                     running = Some(Daemon::start(&bundle, options)?);
