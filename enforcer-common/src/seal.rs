@@ -3,21 +3,23 @@
 //!
 //! A decision depends on the task, the destination, what the task holds, the bundle and the time. The first two are in
 //! the seal; of holdings the number of all that were ever recorded ([`moment`]); of the bundle its generation, because
-//! nothing that a generation says is changed; and of time [`Bundle::steady_until`](crate::tables::Bundle::steady_until),
-//! until which no entitlement begins or ends.
+//! nothing that a generation says is changed; and of time [`Bundle::steady_until`], until which no entitlement begins or
+//! ends. That moves on past each such moment, and what was sealed before it must not come back: so it is in the seal as well.
 //!
 //! It is one word, written at once: two processes that share a socket cannot mix what was permitted to each. And it is made with a
 //! secret of the bundle's, so that nobody can look for another destination with the same seal.
 
 use crate::address::Destination;
 use crate::facts::Task;
-use crate::ids::Generation;
+use crate::tables::Bundle;
 use crate::verdict::Verdict;
 
-/// The bundle and the holdings that a decision is made by: to be taken before it.
+/// The bundle, the holdings and the stretch of time that a decision is made by: to be taken before it, and before its time.
 #[inline(always)]
-pub const fn moment(generation: Generation, holdings: u64) -> u64 {
-    holdings << 32 ^ generation.0 as u64
+pub const fn moment(bundle: &Bundle, holdings: u64) -> u64 {
+    // Times an odd number no two moments are the same, and nobody can tell how many holdings make up for a difference.
+    let stretch = bundle.steady_until.0.wrapping_mul(bundle.secret[1] | 1);
+    stretch ^ holdings << 32 ^ bundle.generation.0 as u64
 }
 
 /// The seal of what `verdict` permits. Never 0, which is none.
@@ -52,7 +54,9 @@ pub fn of(secret: &[u64; 2], task: &Task, to: &Destination, moment: u64, verdict
 mod tests {
     use super::*;
     use crate::address::{Address, Protocol};
-    use crate::ids::{BootNs, CgroupId, CredentialId, EntitlementId, IdentityId, Tgid, Uid};
+    use crate::ids::{
+        BootNs, CgroupId, CredentialId, EntitlementId, Generation, IdentityId, Tgid, Uid,
+    };
 
     const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 
@@ -61,7 +65,13 @@ mod tests {
         let (task, to) = (Task::NOBODY, Destination::NONE);
         let verdict =
             |credential| Verdict::new(0, false, 1, 0, CredentialId(credential), EntitlementId(1));
-        let now = moment(Generation(1), 1);
+        let bundle = |generation, steady_until| Bundle {
+            generation: Generation(generation),
+            steady_until: BootNs(steady_until),
+            secret: SECRET,
+            ..Bundle::default()
+        };
+        let now = moment(&bundle(1, 1), 1);
         let mut tasks = [task; 11];
         tasks[0].executable.inode.ino = 1;
         tasks[1].executable.inode.dev = 1;
@@ -93,7 +103,11 @@ mod tests {
         }
         seals.push(of(&SECRET, &task, &to, now, verdict(1)));
         seals.push(of(&SECRET, &task, &to, now, verdict(2)));
-        for moment in [moment(Generation(2), 1), moment(Generation(1), 2)] {
+        for moment in [
+            moment(&bundle(2, 1), 1),
+            moment(&bundle(1, 1), 2),
+            moment(&bundle(1, 2), 1),
+        ] {
             seals.push(of(&SECRET, &task, &to, moment, verdict(1)));
         }
         seals.push(of(&[SECRET[1], SECRET[0]], &task, &to, now, verdict(1)));

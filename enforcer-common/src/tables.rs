@@ -70,7 +70,7 @@ impl<T: Copy> Versioned<T> {
 }
 
 /// What holds of a whole bundle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Bundle {
     /// When the bundle itself expires.

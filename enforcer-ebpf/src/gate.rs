@@ -82,8 +82,8 @@ pub mod named {
 pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) -> bool {
     let mut task = Task::NOBODY;
     task::current(&mut task);
-    let now = emit::now();
     let moment = moment();
+    let now = emit::now();
     let mut verdict = remembered(socket, &task, destination, moment);
     if !verdict.governed() {
         verdict = decide::reach(&KernelTables, now, &task, destination);
@@ -123,7 +123,9 @@ pub fn reach(socket: Handle, destination: &Destination, gate: Gate, named: u64) 
 /// See [`seal::moment`].
 #[inline(always)]
 pub fn moment() -> u64 {
-    seal::moment(task::generation(), presence::holdings())
+    KernelTables
+        .bundle()
+        .map_or(0, |bundle| seal::moment(bundle, presence::holdings()))
 }
 
 /// The seal of a verdict; 0 if it lets nothing pass for long: it denies, if only for the record, or the node is degraded, or
