@@ -522,6 +522,62 @@ fn the_same_bundle_changes_nothing() {
     assert_eq!(first.watch, third.watch);
 }
 
+/// A revocation changes the tables in place: into what a bundle without the entitlement would have made of them.
+#[test]
+fn what_is_taken_back_is_as_if_it_were_compiled() {
+    let body = "
+credentials: [{id: key, sources: [{file: /key}]}, {id: other, sources: [{file: /other}]}]
+workloads:
+- {id: backup, match: {executable: {path: /bin/restic}}}
+- {id: curl, match: {executable: {path: /bin/curl}}}
+- {id: service, match: {systemdUnit: backup.service}}
+entitlements:
+- {id: a, workload: backup, credential: key, destinations: none, action: kill}
+- {id: b, workload: service, credential: key, destinations: none}
+- {id: c, workload: curl, credential: key, destinations: none}
+- {id: d, workload: service, credential: other, destinations: [{cidr: 192.0.2.0/24, ports: [443]}]}";
+    let whole = bundle(body);
+    let count = whole.entitlements.len();
+    let numbering = Numbering::default;
+    let policy = compile(&whole, &node(), &mut numbering(), &[]).expect("compiles");
+    for chosen in 1..1_u32 << count {
+        let is_chosen = |at: usize| chosen >> at & 1 == 1;
+        let mut without = whole.clone();
+        for (at, entitlement) in without.entitlements.iter_mut().enumerate() {
+            entitlement.revoked = is_chosen(at);
+        }
+        let ids = (whole.entitlements.iter().enumerate())
+            .filter(|(at, _)| is_chosen(*at))
+            .map(|(_, it)| it.id.as_str())
+            .collect();
+        let mut grants = policy.grants.clone();
+        grants.extend(policy.taken_back(&ids));
+        let compiled = compile(&without, &node(), &mut numbering(), &[]).expect("compiles");
+        assert_eq!(grants, compiled.grants, "{ids:?}");
+        assert_ne!(grants, policy.grants, "{ids:?}");
+        assert_eq!(compiled.subjects, policy.subjects, "{ids:?}");
+    }
+}
+
+/// What was changed in place keeps its number to itself.
+#[test]
+fn what_was_taken_back_in_place_is_numbered_anew() {
+    let body = one("executable: {path: /bin/restic}", "destinations: none");
+    let mut numbering = Numbering::default();
+    let mut again = || compile(&bundle(&body), &node(), &mut numbering, &[]).expect("compiles");
+    let (first, second) = (again(), again());
+    assert_eq!(first.grants, second.grants);
+    let subjects = first.grants.keys().map(|key| key.subject()).collect();
+    numbering.forget_subjects(&subjects);
+    let third = compile(&bundle(&body), &node(), &mut numbering, &[]).expect("compiles");
+    assert!(
+        third
+            .grants
+            .keys()
+            .all(|key| !subjects.contains(&key.subject()))
+    );
+}
+
 #[test]
 fn the_known_locations_are_a_bundle_that_fits() {
     let homes = BTreeSet::from(["/var/lib/postgresql".into()]);

@@ -1,6 +1,6 @@
 //! Numbers for names and contents that outlive a bundle.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use enforcer_common::capacity;
@@ -142,6 +142,13 @@ impl Numbering {
         content: Vec<(CredentialId, Grants)>,
     ) -> Result<SubjectId, CompileError> {
         self.subjects.number(content, self.round).map(SubjectId)
+    }
+
+    /// Forgets the contents of these subjects, which the tables have changed in place: whoever has such a content from now
+    /// on gets a new number.
+    pub fn forget_subjects(&mut self, subjects: &HashSet<SubjectId>) {
+        let known = &mut self.subjects.known;
+        known.retain(|_, (number, _)| !subjects.contains(&SubjectId(*number)));
     }
 
     pub(super) fn scope(

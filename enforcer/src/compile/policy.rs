@@ -1,6 +1,6 @@
 //! What the tables shall say, and how to speak of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use enforcer_common::capacity::{self, Room};
@@ -11,7 +11,7 @@ use enforcer_common::ids::{
 };
 use enforcer_common::origin::{self, Origins};
 use enforcer_common::tables::{
-    self, Bundle, CgroupName, Credential, EndpointKey, GrantKey, Grants, OriginKey, PortKey,
+    self, Bundle, CgroupName, Credential, EndpointKey, Grant, GrantKey, Grants, OriginKey, PortKey,
     RelevantKey, ScopeKey, SocketName, Subject, SubjectKey,
 };
 use enforcer_common::watch::{ChildKey, Node, Pattern, PatternKey};
@@ -138,6 +138,29 @@ impl Policy {
         let moments = grants.flat_map(|it| [it.valid_from, it.valid_until]);
         let all = moments.chain([fresh_until, self.bundle.expires]);
         all.filter(|it| *it > now).min().unwrap_or(BootNs::NEVER)
+    }
+
+    /// The grants that become others if the entitlements with these ids are taken back, as they are then: what a bundle
+    /// without them would be compiled to, under the numbers of this one.
+    #[must_use]
+    pub fn taken_back(&self, ids: &HashSet<&str>) -> BTreeMap<GrantKey, Grants> {
+        let numbers: HashSet<EntitlementId> = (self.entitlement_info.iter())
+            .filter(|(_, info)| ids.contains(info.id.as_str()))
+            .map(|(number, _)| *number)
+            .collect();
+        let mut changed = BTreeMap::new();
+        for (key, known) in &self.grants {
+            let mut grants = *known;
+            for grant in grants.grants.iter_mut().take(known.count as usize) {
+                if numbers.contains(&grant.entitlement) {
+                    grant.flags |= Grant::REVOKED;
+                }
+            }
+            if grants != *known {
+                changed.insert(*key, grants);
+            }
+        }
+        changed
     }
 
     /// What the cgroup at `path` (from the cgroup root) means: the selectors of all named cgroups it is or lies in.

@@ -1,9 +1,11 @@
 //! What governance puts in force: bundles, what it takes back, and until when it is known that nothing is newer.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use enforcer_bundle::{Bundle, Digest};
-use enforcer_common::tables::Governed;
+use enforcer_common::ids::Generation;
+use enforcer_common::tables::{self, Governed, GrantKey, Grants};
 use enforcer_governance::contract::NodeStatus;
 use enforcer_governance::held::{Numbers, RootMark};
 use jiff::Timestamp;
@@ -51,6 +53,44 @@ fn numbers(governed: &Governed, anchor: &Digest) -> Numbers {
     }
 }
 
+/// The ids of what `new` takes back of `old`, if it is the same bundle otherwise.
+fn only_taken_back<'a>(old: &Bundle, new: &'a Bundle) -> Option<HashSet<&'a str>> {
+    let same = old.digest == new.digest
+        && old.metadata == new.metadata
+        && old.entitlements.len() == new.entitlements.len();
+    if !same {
+        return None;
+    }
+    let mut ids = HashSet::new();
+    for (old, new) in old.entitlements.iter().zip(&new.entitlements) {
+        match (old.revoked, new.revoked) {
+            _ if old.id != new.id => return None,
+            (true, false) => return None,
+            (false, true) => {
+                ids.insert(new.id.as_str());
+            }
+            _ => {}
+        }
+    }
+    Some(ids)
+}
+
+/// Writes these grants in the place of those that the generation in force has. Once this returns, no permission that was
+/// given before is remembered.
+fn write_taken_back(
+    maps: &mut Maps<'_>,
+    changed: &BTreeMap<GrantKey, Grants>,
+    generation: Generation,
+) -> Result<(), maps::Error> {
+    for (key, grants) in changed {
+        maps.put("GRANTS", *key, *grants)?;
+    }
+    let index = generation.0 & 1;
+    let known: tables::Bundle = maps.at("BUNDLES", index)?;
+    let secret = rand::random();
+    maps.set("BUNDLES", index, tables::Bundle { secret, ..known })
+}
+
 impl Engine {
     /// What was in force here under this trust root since the programs were loaded, whatever became of the files that
     /// say so.
@@ -74,8 +114,8 @@ impl Engine {
         let in_force = self.in_force.as_ref().map(|it| &it.bundle);
         let new = bundle.filter(|new| !in_force.is_some_and(|it| Arc::ptr_eq(it, new)));
         let result = match new {
-            Some(new) => self.apply(new).await,
-            None => self.freshen().map_err(Error::Tables),
+            Some(new) if !self.take_back(&new) => self.apply(new).await,
+            _ => self.freshen().map_err(Error::Tables),
         };
         if let Err(error) = result {
             self.fresh_until = before;
@@ -99,6 +139,32 @@ impl Engine {
         self.log.write("bundle-refused", json!({"reason": reason}));
         self.refused = Some(reason);
         self.stand_in().await;
+    }
+
+    /// Takes back what `new` takes back of the bundle in force, in the tables as they are, so that it takes the same time in a
+    /// bundle of any size. `false` if anything else is another, or the tables could not be written: then `new` has to be
+    /// applied as a whole.
+    fn take_back(&mut self, new: &Arc<Bundle>) -> bool {
+        let Some(in_force) = &mut self.in_force else {
+            return false;
+        };
+        let Some(ids) = only_taken_back(&in_force.bundle, new) else {
+            return false;
+        };
+        let changed = in_force.policy.taken_back(&ids);
+        let subjects = changed.keys().map(|key| key.subject()).collect();
+        self.numbers.numbering.forget_subjects(&subjects);
+        let mut maps = Maps(&mut self.loaded.ebpf);
+        if let Err(error) = write_taken_back(&mut maps, &changed, self.generation) {
+            tracing::warn!(
+                "a revocation takes as long as another bundle: {}",
+                crate::chain(&error)
+            );
+            return false;
+        }
+        Arc::make_mut(&mut in_force.policy).grants.extend(changed);
+        in_force.bundle = new.clone();
+        true
     }
 
     /// Moves only the time until which it is known that nothing is newer.
@@ -141,6 +207,37 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bundle(entitlements: &str) -> Bundle {
+        let text = format!(
+            "apiVersion: enforcer.dev/v1
+kind: Bundle
+metadata: {{issuer: test, version: 1}}
+credentials: [{{id: key, sources: [{{file: /key}}]}}]
+workloads: [{{id: w, match: {{systemdUnit: w.service}}}}]
+entitlements: [{entitlements}]"
+        );
+        let parsed = crate::bundle::parse(&[("bundle.yaml".into(), text)]);
+        parsed.expect("a bundle")
+    }
+
+    #[test]
+    fn only_what_is_taken_back_of_the_same_bundle_is_that() {
+        const A: &str = "{id: a, workload: w, credential: key, destinations: none}";
+        const B: &str = "{id: b, workload: w, credential: key, destinations: none}";
+        let old = bundle(&format!("{A}, {B}"));
+        let mut new = old.clone();
+        assert_eq!(only_taken_back(&old, &new), Some(HashSet::new()));
+        new.entitlements[1].revoked = true;
+        assert_eq!(only_taken_back(&old, &new), Some(HashSet::from(["b"])));
+        // It is given back.
+        assert_eq!(only_taken_back(&new, &old), None);
+        for mut other in [bundle(A), bundle(&format!("{B}, {A}")), old.clone()] {
+            other.metadata.version += u64::from(other == old);
+            other.entitlements[0].revoked = true;
+            assert_eq!(only_taken_back(&old, &other), None);
+        }
+    }
 
     #[test]
     fn what_is_noted_counts_under_its_anchor() {
