@@ -1,11 +1,12 @@
 //! Files that are credentials, and the directories on the way to them.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aya::Ebpf;
 use enforcer_common::capacity::NODES_PER_WATCH;
@@ -14,7 +15,7 @@ use enforcer_common::tables::{Versioned, Watch};
 use enforcer_common::watch::{ChildKey, NAME_BYTES, PREFIX_BYTES, PatternKey, SUFFIX_BYTES};
 
 use crate::compile::{Policy, WatchTree};
-use crate::fanotify::{Kind, Marks, Places};
+use crate::fanotify::{Kind, Marks, Places, Survey};
 use crate::kernel::capture::{self, capture, capture_socket};
 use crate::kernel::maps::{self, Maps};
 use crate::kernel::protected::Protected;
@@ -32,6 +33,8 @@ pub struct Files {
     marks: Option<Marks>,
     /// Sockets that are there and not protected.
     open_sockets: BTreeSet<PathBuf>,
+    /// As the last scan of everything found them.
+    looked_at: LookedAt,
 }
 
 /// What one scan found.
@@ -40,6 +43,46 @@ struct Scan {
     files: BTreeMap<InodeKey, (CredentialId, PathBuf)>,
     watched: BTreeMap<InodeKey, PathBuf>,
     sockets: Vec<(PathBuf, CredentialId)>,
+    looked_at: LookedAt,
+    /// What was looked at before, which is not opened again.
+    before: LookedAt,
+    /// Where reads are gated by marks: which there are.
+    survey: Option<Survey>,
+}
+
+/// The keys of files that were opened, the first being the file's own.
+type LookedAt = HashMap<Stamp, Vec<InodeKey>>;
+
+/// Which file it is, without opening it: there is no other one with all of this. A new file in the place of another has
+/// another time of change, which nobody can set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Stamp {
+    dev: u64,
+    ino: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// `None` for a file that was changed so lately that another one may yet come to have the same time.
+    fn of(file: &Metadata) -> Option<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let now = i64::try_from(now.as_secs()).ok()?;
+        (file.ctime() + 2 < now).then_some(Self {
+            dev: file.dev(),
+            ino: file.ino(),
+            changed: (file.ctime(), file.ctime_nsec()),
+        })
+    }
+}
+
+impl Scan {
+    /// The keys of a file that was looked at before and has the mark that it needs.
+    fn known(&self, file: &Metadata) -> Option<(Stamp, Vec<InodeKey>)> {
+        let stamp = Stamp::of(file)?;
+        let keys = self.before.get(&stamp)?;
+        let marked = |key| (self.survey.as_ref()).is_none_or(|it| it.has(key, Kind::File));
+        (keys.first().is_some_and(marked)).then(|| (stamp, keys.clone()))
+    }
 }
 
 impl Files {
@@ -54,6 +97,16 @@ impl Files {
             self.watched.insert(key, PathBuf::new());
         }
         Ok(())
+    }
+
+    /// A scan of everything. What was looked at before is lost, unless the scan is [adopted](Self::adopt).
+    fn whole_scan(&mut self) -> Scan {
+        Scan {
+            before: std::mem::take(&mut self.looked_at),
+            // Without a survey nothing is known to have its mark.
+            survey: (self.marks.as_ref()).map(|it| it.survey().unwrap_or_default()),
+            ..Scan::default()
+        }
     }
 
     /// Files whose reads are gated by marks.
@@ -140,7 +193,7 @@ impl Files {
         next: Generation,
         inside: Vec<(InodeKey, CredentialId, PathBuf)>,
     ) -> Result<Prepared, maps::Error> {
-        let mut scan = Scan::default();
+        let mut scan = self.whole_scan();
         let marks = &mut self.marks;
         let root = Path::new("/");
         let nodes = [policy.watch.root];
@@ -192,6 +245,7 @@ impl Files {
         }
         self.protected = scan.files;
         self.watched = scan.watched;
+        self.looked_at = scan.looked_at;
         Ok(())
     }
 
@@ -211,7 +265,7 @@ impl Files {
     /// A file that has left its place stays protected for as long as it exists, so that moving it away and
     /// waiting does not help.
     pub fn reconcile(&mut self, ebpf: &mut Ebpf, policy: &Policy) -> Result<(), maps::Error> {
-        let mut scan = Scan::default();
+        let mut scan = self.whole_scan();
         let root = Path::new("/");
         let nodes = [policy.watch.root];
         let marks = &mut self.marks;
@@ -261,7 +315,7 @@ impl Files {
             let marks = &mut self.marks;
             visit(ebpf, policy, marks, &path, &nodes, DEPTH, &mut scan)?;
         } else {
-            protect_found(ebpf, policy, &mut self.marks, &path, &mut scan)?;
+            protect_found(ebpf, policy, &mut self.marks, &path, &metadata, &mut scan)?;
         }
         self.recognise_sockets(ebpf, &mut scan);
         let found = !scan.files.is_empty() || !scan.watched.is_empty();
@@ -430,7 +484,7 @@ fn visit(
         if metadata.is_dir() {
             visit(ebpf, policy, marks, &path, &below, depth - 1, scan)?;
         } else {
-            protect_found(ebpf, policy, marks, &path, scan)?;
+            protect_found(ebpf, policy, marks, &path, &metadata, scan)?;
         }
     }
     Ok(())
@@ -442,31 +496,40 @@ fn protect_found(
     policy: &Policy,
     marks: &mut Option<Marks>,
     path: &Path,
+    metadata: &Metadata,
     scan: &mut Scan,
 ) -> Result<(), maps::Error> {
     let Some(credential) = policy.credential_of(path) else {
         return Ok(());
     };
-    if std::fs::metadata(path).is_ok_and(|it| it.file_type().is_socket()) {
+    if metadata.file_type().is_socket() {
         scan.sockets.push((path.to_owned(), credential));
         return Ok(());
     }
-    match capture(ebpf, path) {
-        Ok((keys, opened)) => {
-            if let Some(marks) = marks {
-                marks.file(&opened, keys[0].inode, path);
+    let (stamp, keys) = match scan.known(metadata) {
+        Some((stamp, keys)) => (Some(stamp), keys),
+        None => match capture(ebpf, path) {
+            Ok((keys, opened)) => {
+                if let Some(marks) = marks {
+                    marks.file(&opened, keys[0].inode, path);
+                }
+                // Another file may be there by now than the one that was looked at first.
+                let stamp = opened.metadata().ok().and_then(|it| Stamp::of(&it));
+                (stamp, keys.iter().map(|key| key.inode).collect())
             }
-            for key in keys {
-                scan.files
-                    .entry(key.inode)
-                    .or_insert_with(|| (credential, path.to_owned()));
+            Err(capture::Error::Table(error)) => return Err(error),
+            Err(error) => {
+                tracing::warn!(error = %crate::chain(&error), "a credential's file is not protected");
+                return Ok(());
             }
-        }
-        Err(capture::Error::Table(error)) => return Err(error),
-        Err(error) => {
-            tracing::warn!(error = %crate::chain(&error), "a credential's file is not protected");
-        }
+        },
+    };
+    for key in &keys {
+        scan.files
+            .entry(*key)
+            .or_insert_with(|| (credential, path.to_owned()));
     }
+    scan.looked_at.extend(stamp.map(|it| (it, keys)));
     Ok(())
 }
 
