@@ -6,9 +6,11 @@
 
 use std::borrow::Cow;
 use std::collections::hash_map::{Entry, HashMap};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::granit_parser::{
     self, ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StrInput,
 };
@@ -46,30 +48,74 @@ pub(super) enum Value<'a> {
 }
 
 /// Of JSON, which knows no lines.
-impl<'a> From<&'a serde_json::Value> for Node<'a> {
-    fn from(value: &'a serde_json::Value) -> Self {
-        use serde_json::Value as Json;
-        let value = match value {
-            Json::Null => Value::Null,
-            Json::Bool(value) => Value::Bool(*value),
-            Json::Number(number) if number.is_f64() => Value::Float(number.to_string().into()),
-            Json::Number(number) => Value::Integer(number.to_string().into()),
-            Json::String(text) => Value::Text(text.into()),
-            Json::Array(items) => Value::List(items.iter().map(Self::from).collect()),
-            Json::Object(fields) => Value::Map(
-                (fields.iter())
-                    .map(|(name, value)| Field {
-                        name: name.into(),
-                        position: Position::START,
-                        node: Self::from(value),
-                    })
-                    .collect(),
-            ),
-        };
-        Self {
+impl<'de: 'a, 'a> Deserialize<'de> for Node<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = deserializer.deserialize_any(OfJson)?;
+        Ok(Self {
             position: Position::START,
             value,
+        })
+    }
+}
+
+struct OfJson;
+
+impl<'de> Visitor<'de> for OfJson {
+    type Value = Value<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(Value::Integer(value.to_string().into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(Value::Integer(value.to_string().into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(Value::Float(value.to_string().into()))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Value::Text(text.into()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Value::Text(text.to_owned().into()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
         }
+        Ok(Value::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
+        let mut map = Vec::new();
+        while let Some((Node { value, .. }, node)) = fields.next_entry()? {
+            let Value::Text(name) = value else {
+                return Err(A::Error::custom("a name that is no text"));
+            };
+            map.push(Field {
+                name,
+                position: Position::START,
+                node,
+            });
+        }
+        Ok(Value::Map(map))
     }
 }
 

@@ -10,6 +10,7 @@ mod catalogue;
 mod chain;
 mod decode;
 mod document;
+mod item;
 mod known;
 mod load;
 mod mistake;
@@ -24,6 +25,7 @@ pub use catalogue::{
     Entry, Kind as CredentialKind, at_homes, catalogue, entries, escaped, home_patterns,
 };
 pub use chain::chain;
+pub use item::Item;
 pub use known::known;
 pub use load::{MAX_BYTES, load, load_parts, parse};
 pub use mistake::{LoadError, Mistake, Mistakes};

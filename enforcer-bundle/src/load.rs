@@ -74,18 +74,32 @@ pub fn parse(sources: &[(PathBuf, String)]) -> Result<Bundle, Mistakes> {
     build(sources, Draft::default(), Report::default(), nothing_more).map(|(bundle, ())| bundle)
 }
 
-/// Makes a bundle of a JSON document, which knows no lines; the path only serves to name it in mistakes. What it is told from
-/// others by is the digest of its text.
-pub(super) fn of_json(path: &Path, document: &serde_json::Value) -> Result<Bundle, Mistakes> {
+/// Makes a bundle of JSON documents, which know no lines; the path only serves to name them in mistakes. What it is told from
+/// others by is the digest of the texts.
+pub(super) fn of_json(
+    path: &Path,
+    documents: impl Iterator<Item = String>,
+) -> Result<Bundle, Mistakes> {
     let file: Arc<Path> = path.into();
     let mut building = Building::default();
-    if building.takes(&file, &format!("{document:#}")) {
-        let root = Node::from(document);
-        schema::document(
-            At::root(&file, &root),
-            &mut building.report,
-            &mut building.draft,
-        );
+    for text in documents {
+        if !building.takes(&file, &text) {
+            continue;
+        }
+        match serde_json::from_str::<Node<'_>>(&text) {
+            Ok(root) => schema::document(
+                At::root(&file, &root),
+                &mut building.report,
+                &mut building.draft,
+            ),
+            Err(error) => {
+                let place = Place::in_file(&file, Position::START);
+                building
+                    .report
+                    .add(&place, format!("not valid JSON: {error}"));
+                building.draft.incomplete = true;
+            }
+        }
     }
     building.finish(path)
 }

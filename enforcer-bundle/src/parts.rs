@@ -9,8 +9,12 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::document::Node;
+use super::item::Item;
 use super::mistake::Mistakes;
 use super::model::Bundle;
+
+const API_VERSION: &str = "enforcer.dev/v1";
+const BUNDLE: &str = "Bundle";
 
 /// What has an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
@@ -48,7 +52,7 @@ pub struct Parts {
     pub settings: Map<String, Value>,
     /// By kind, by id. Each has its `id` as a field too.
     #[serde(default)]
-    pub items: BTreeMap<Kind, BTreeMap<String, Value>>,
+    pub items: BTreeMap<Kind, BTreeMap<String, Item>>,
 }
 
 /// From one set of parts to another.
@@ -60,7 +64,7 @@ pub struct Change {
     pub settings: Option<Map<String, Value>>,
     /// What is new or another, by kind, by id.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub upsert: BTreeMap<Kind, BTreeMap<String, Value>>,
+    pub upsert: BTreeMap<Kind, BTreeMap<String, Item>>,
     /// The ids of what is no more, by kind.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub remove: BTreeMap<Kind, Vec<String>>,
@@ -96,8 +100,9 @@ impl Digest {
 
     /// Of what was hashed.
     pub(super) fn of_hash(hash: Sha256) -> Self {
-        let digest = hash.finalize();
-        Self(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let halves = |byte: u8| [byte >> 4, byte & 15].map(|it| char::from(DIGITS[it as usize]));
+        Self(hash.finalize().into_iter().flat_map(halves).collect())
     }
 }
 
@@ -128,7 +133,7 @@ impl Parts {
             let items = self.items.entry(kind).or_default();
             for item in value.as_array().into_iter().flatten() {
                 let id = item["id"].as_str().unwrap_or_default();
-                items.insert(id.to_owned(), item.clone());
+                items.insert(id.to_owned(), Item::from(item));
             }
             return;
         }
@@ -155,7 +160,7 @@ impl Parts {
     }
 
     /// Of one kind, by id.
-    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&String, &Value)> {
+    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&String, &Item)> {
         self.items.get(&kind).into_iter().flatten()
     }
 
@@ -183,8 +188,7 @@ impl Parts {
     #[must_use]
     pub fn entitlement_digests(&self) -> BTreeMap<String, Digest> {
         let all = self.of_kind(Kind::Entitlements);
-        all.map(|(id, item)| (id.clone(), Digest::of(item)))
-            .collect()
+        all.map(|(id, item)| (id.clone(), item.digest())).collect()
     }
 
     /// The digest of all parts: of the digests of each.
@@ -197,7 +201,7 @@ impl Parts {
         );
         for kind in Kind::ALL {
             let digests: Map<String, Value> = (self.of_kind(kind))
-                .map(|(id, item)| (id.clone(), json!(Digest::of(item))))
+                .map(|(id, item)| (id.clone(), Value::String(item.digest().0)))
                 .collect();
             all.insert(kind.name().to_owned(), Value::Object(digests));
         }
@@ -213,7 +217,7 @@ impl Parts {
         };
         for kind in Kind::ALL {
             let old = |id: &String| self.items.get(&kind).and_then(|items| items.get(id));
-            let upsert: BTreeMap<String, Value> = (new.of_kind(kind))
+            let upsert: BTreeMap<String, Item> = (new.of_kind(kind))
                 .filter(|(id, item)| old(id) != Some(item))
                 .map(|(id, item)| (id.clone(), item.clone()))
                 .collect();
@@ -245,8 +249,10 @@ impl Parts {
             items.extend(upsert.clone());
         }
         for (kind, remove) in &change.remove {
-            if let Some(items) = parts.items.get_mut(kind) {
-                items.retain(|id, _| !remove.contains(id));
+            for id in remove {
+                if let Some(items) = parts.items.get_mut(kind) {
+                    items.remove(id);
+                }
             }
         }
         parts.items.retain(|_, items| !items.is_empty());
@@ -256,15 +262,40 @@ impl Parts {
     /// The whole document.
     #[must_use]
     pub fn document(&self, metadata: &Value) -> Value {
-        let mut document = self.settings.clone();
-        document.insert("apiVersion".to_owned(), json!("enforcer.dev/v1"));
-        document.insert("kind".to_owned(), json!("Bundle"));
-        document.insert("metadata".to_owned(), metadata.clone());
+        let mut document = self.beginning(metadata);
         for kind in Kind::ALL {
-            let items: Vec<&Value> = self.of_kind(kind).map(|(_, item)| item).collect();
-            document.insert(kind.name().to_owned(), json!(items));
+            let items = self.of_kind(kind).map(|(_, item)| item.value());
+            document.insert(kind.name().to_owned(), items.collect());
         }
         Value::Object(document)
+    }
+
+    /// A document with all but the items.
+    fn beginning(&self, metadata: &Value) -> Map<String, Value> {
+        let mut document = self.settings.clone();
+        document.insert("apiVersion".to_owned(), json!(API_VERSION));
+        document.insert("kind".to_owned(), json!(BUNDLE));
+        document.insert("metadata".to_owned(), metadata.clone());
+        document
+    }
+
+    /// The same in several texts: one without items, and one of the items of each kind.
+    fn texts(&self, metadata: &Value) -> impl Iterator<Item = String> {
+        let first = Value::Object(self.beginning(metadata)).to_string();
+        let items = Kind::ALL.into_iter().map(|kind| {
+            let name = kind.name();
+            let mut text =
+                format!(r#"{{"apiVersion":"{API_VERSION}","kind":"{BUNDLE}","{name}":["#);
+            for (at, (_, item)) in self.of_kind(kind).enumerate() {
+                if at > 0 {
+                    text.push(',');
+                }
+                text.push_str(item.text());
+            }
+            text.push_str("]}");
+            text
+        });
+        std::iter::once(first).chain(items)
     }
 
     /// The bundle they make. `name` serves to name it in mistakes.
@@ -272,6 +303,6 @@ impl Parts {
     /// # Errors
     /// All [`Mistakes`] found.
     pub fn bundle(&self, name: &str, metadata: &Value) -> Result<Bundle, Mistakes> {
-        super::load::of_json(Path::new(name), &self.document(metadata))
+        super::load::of_json(Path::new(name), self.texts(metadata))
     }
 }

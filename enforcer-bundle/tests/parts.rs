@@ -123,7 +123,7 @@ fn some_parts() -> impl Strategy<Value = Parts> {
         for (kind, items) in Kind::ALL.into_iter().zip(items) {
             let items = items.into_iter().map(|(id, value)| {
                 let item = json!({"id": id, "value": value});
-                (id, item)
+                (id, item.into())
             });
             let items: std::collections::BTreeMap<_, _> = items.collect();
             if !items.is_empty() {

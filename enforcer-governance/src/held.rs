@@ -449,7 +449,7 @@ impl Held {
         chain: Vec<Arc<Envelope>>,
     ) -> Result<(Self, Changed), Refusal> {
         for (id, item) in parts.items.values().flatten() {
-            if item["id"].as_str() != Some(id) {
+            if item.id().as_deref() != Some(id) {
                 return Err(Refusal::Id(id.clone()));
             }
         }

@@ -80,9 +80,8 @@ pub fn compose(
             continue;
         }
         let granted = grants.get(&entitlement.id).filter(|it| now < it.until);
-        let (Some(granted), Some(Value::Object(item))) = (granted, items.get_mut(&entitlement.id))
-        else {
-            items.remove(&entitlement.id);
+        let known = items.remove(&entitlement.id).map(|it| it.value());
+        let (Some(granted), Some(Value::Object(mut item))) = (granted, known) else {
             continue;
         };
         item.remove("activation");
@@ -97,6 +96,7 @@ pub fn compose(
         if let Some(ticket) = &granted.ticket {
             approval["ticket"] = json!(ticket);
         }
+        items.insert(entitlement.id.clone(), Value::Object(item).into());
     }
     parts.items.retain(|_, items| !items.is_empty());
     parts

@@ -21,9 +21,9 @@ pub struct Office {
 /// One workload with entitlements of these ids to one credential.
 pub fn parts(ids: &[impl AsRef<str>]) -> Parts {
     let mut parts = Parts::default();
-    let mut add = |kind, id: &str, item| {
+    let mut add = |kind, id: &str, item: serde_json::Value| {
         let items = parts.items.entry(kind).or_default();
-        items.insert(id.to_owned(), item);
+        items.insert(id.to_owned(), item.into());
     };
     let sources = json!([{"file": "/etc/key"}]);
     add(

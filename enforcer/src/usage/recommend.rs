@@ -75,7 +75,7 @@ pub fn recommend(bundle: &Bundle, ledger: &Ledger) -> Recommendation {
             new => {
                 let (id, item) = names.workload(new);
                 let items = recommendation.change.upsert.entry(Kind::Workloads);
-                items.or_default().insert(id.clone(), item);
+                items.or_default().insert(id.clone(), item.into());
                 id
             }
         });
@@ -96,7 +96,7 @@ pub fn recommend(bundle: &Bundle, ledger: &Ledger) -> Recommendation {
             }
         };
         let items = recommendation.change.upsert.entry(Kind::Entitlements);
-        items.or_default().insert(id, item);
+        items.or_default().insert(id, item.into());
     }
     recommendation
 }
