@@ -173,7 +173,7 @@ impl Client {
         Ok(())
     }
 
-    fn keep(&self) {
+    fn keep(&mut self) {
         if let Err(error) = self.state.keep(&self.held) {
             tracing::error!(
                 "what is in force cannot be kept for the next start: {error}; see what is wrong with that place"

@@ -59,6 +59,8 @@ struct Saved {
 pub struct State {
     directory: PathBuf,
     anchor: Digest,
+    /// The chain that is in the file of the bundle, if that is known.
+    kept: Option<Vec<Arc<Envelope>>>,
 }
 
 impl State {
@@ -85,6 +87,7 @@ impl State {
         let state = Self {
             directory: directory.to_owned(),
             anchor: Digest::of(&json!(root)),
+            kept: None,
         };
         let held = Held::new(root, labels)?;
         let (held, unused) = state.restore(held)?;
@@ -166,7 +169,7 @@ impl State {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn keep(&self, held: &Held) -> Result<(), Error> {
+    pub fn keep(&mut self, held: &Held) -> Result<(), Error> {
         let [roots, chain, rest] = held.envelopes();
         let saved = Saved {
             anchor: self.anchor.clone(),
@@ -175,17 +178,18 @@ impl State {
             roots,
             rest,
         };
-        // First the bundle: a newer one than was noted is good, an older one is not.
-        for (path, value) in [
-            (self.bundle(), serde_json::to_vec(&chain)),
-            (self.saved(), serde_json::to_vec(&saved)),
-        ] {
-            let written = value
-                .map_err(io::Error::from)
-                .and_then(|bytes| files::replace(&path, &bytes));
-            written.map_err(|source| Error::Io { path, source })?;
+        // First the bundle: a newer one than was noted is good, an older one is not. Freshness comes all the time, and a
+        // large bundle is not written for that.
+        let is_kept = self.kept.as_ref().is_some_and(|kept| {
+            let same = chain.iter().zip(kept).all(|(a, b)| Arc::ptr_eq(a, b));
+            same && chain.len() == kept.len() && self.bundle().exists()
+        });
+        if !is_kept {
+            self.kept = None;
+            write(&self.bundle(), &chain)?;
+            self.kept = Some(chain);
         }
-        Ok(())
+        write(&self.saved(), &saved)
     }
 
     /// Of the configured trust root.
@@ -193,6 +197,17 @@ impl State {
     pub fn anchor(&self) -> &Digest {
         &self.anchor
     }
+}
+
+/// Once this returns, it is on disk.
+fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    serde_json::to_vec(value)
+        .map_err(io::Error::from)
+        .and_then(|bytes| files::replace(path, &bytes))
+        .map_err(|source| Error::Io {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn not_used(reason: &dyn std::fmt::Display) -> String {

@@ -44,7 +44,7 @@ fn nothing() -> contract::Held {
 fn the_next_daemon_holds_the_same() {
     let office = Office::new(1);
     let kept = Kept::new(&office);
-    let (state, mut held, unused) = kept.open();
+    let (mut state, mut held, unused) = kept.open();
     assert_eq!((held.summary(), unused), (nothing(), None));
     for envelope in [
         office.snapshot(1, &["E1", "E2"]),
@@ -71,7 +71,7 @@ fn the_next_daemon_holds_the_same() {
 fn what_was_taken_before_the_keys_changed_is_held_again() {
     let [old, new] = [1, 2].map(Office::new);
     let kept = Kept::new(&old);
-    let (state, held, _) = kept.open();
+    let (mut state, held, _) = kept.open();
     let root = TrustRoot {
         version: 2,
         ..new.root()
@@ -99,7 +99,7 @@ fn what_was_taken_before_the_keys_changed_is_held_again() {
 fn an_older_copy_is_not_used() {
     let office = Office::new(1);
     let kept = Kept::new(&office);
-    let (state, held, _) = kept.open();
+    let (mut state, held, _) = kept.open();
     let held = take(&held, &office.snapshot(1, &["E1"]));
     state.keep(&held).expect("kept");
     let old = std::fs::read(kept.path("state/bundle.json")).expect("there");
@@ -125,7 +125,7 @@ fn an_older_copy_is_not_used() {
 fn an_older_trust_root_does_not_come_back() {
     let [old, new, stranger] = [1, 2, 3].map(Office::new);
     let kept = Kept::new(&old);
-    let (state, held, _) = kept.open();
+    let (mut state, held, _) = kept.open();
     let second = |office: &Office| {
         let root = TrustRoot {
             version: 2,
@@ -155,7 +155,7 @@ fn an_older_trust_root_does_not_come_back() {
     }
     // Such a key makes no other root of that version, neither on the wire nor in the files.
     refused(&held, &second(&stranger), "another content");
-    let (state, forged, _) = kept.open();
+    let (mut state, forged, _) = kept.open();
     state
         .keep(&take(&forged, &second(&stranger)))
         .expect("kept");
@@ -184,7 +184,7 @@ fn damaged_files_are_told_and_refuse_what_is_older() {
         "[{\"payloadType\":\"x\",\"payload\":\"\",\"signatures\":[]}]",
     ] {
         let kept = Kept::new(&office);
-        let (state, held, _) = kept.open();
+        let (mut state, held, _) = kept.open();
         state
             .keep(&take(&held, &office.snapshot(3, &["E1"])))
             .expect("kept");
@@ -233,7 +233,7 @@ proptest! {
     fn invariant_the_last_word_counts(steps in steps()) {
         let office = Office::new(1);
         let kept = Kept::new(&office);
-        let (state, mut held, _) = kept.open();
+        let (mut state, mut held, _) = kept.open();
         let mut ids: Vec<u8> = Vec::new();
         let (mut version, mut sequence, mut included) = (0, 0, 0);
         let mut revoked: Vec<(u64, u8)> = Vec::new();
