@@ -168,18 +168,24 @@ impl Ledger {
 
     /// Takes what other servers have committed.
     pub async fn refresh(&self) -> Result<(), Error> {
-        let revoked = {
-            let _turn = self.revoking.lock().await;
-            self.read_revocations().await?
-        };
-        if revoked {
-            self.announce();
-        }
+        self.refresh_revocations().await?;
         let headed = {
             let _turn = self.heading.lock().await;
             self.read_head(None).await?
         };
         if headed {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    /// Takes what other servers have revoked, which does not wait while this one makes a version.
+    pub async fn refresh_revocations(&self) -> Result<(), Error> {
+        let revoked = {
+            let _turn = self.revoking.lock().await;
+            self.read_revocations().await?
+        };
+        if revoked {
             self.announce();
         }
         Ok(())
