@@ -106,6 +106,9 @@ enum Command {
         /// How many
         #[arg(long, default_value_t = 200)]
         count: usize,
+        /// How many entitlements there are besides
+        #[arg(long, default_value_t = 0)]
+        entitlements: usize,
     },
     /// Measure governance servers with many nodes
     Fleet {
@@ -202,8 +205,11 @@ fn main() -> ExitCode {
             print!("{}", attacks::coverage::table());
             Ok(true)
         }
-        Command::Revocations { count } => {
-            return apart(false, |_| cases::governance::measure(count));
+        Command::Revocations {
+            count,
+            entitlements,
+        } => {
+            return apart(false, |_| cases::governance::measure(count, entitlements));
         }
         Command::Report {
             directory,

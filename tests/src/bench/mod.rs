@@ -21,7 +21,7 @@ use crate::{
 
 pub mod holders;
 pub mod operations;
-mod scale;
+pub mod scale;
 
 use holders::Holders;
 use operations::Set;

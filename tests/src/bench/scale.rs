@@ -13,12 +13,11 @@ const EACH: usize = 10;
 /// How many credentials lie in one directory.
 const PER_DIRECTORY: usize = 500;
 
-/// A bundle with so many entitlements to half as many credentials of a tenth as many workloads, none of them those that
-/// are measured, and with the files.
+/// What is measured, with so many entitlements [beside](beside) it.
 pub fn bundle(entitlements: usize) -> Result<Bundle> {
     let selects = |set: Set| format!("executable: {{path: {}}}", set.program());
     // The measuring program looks at the daemon's programs and tables.
-    let mut bundle = Bundle::default()
+    let bundle = Bundle::default()
         .maintained_by(&std::env::current_exe()?.display().to_string())
         .file("held", HELD)
         .file("denied", DENIED)
@@ -37,6 +36,12 @@ pub fn bundle(entitlements: usize) -> Result<Bundle> {
             "monitored",
             "destinations: none, validUntil: 2020-01-01T00:00:00Z, mode: monitor",
         );
+    beside(bundle, entitlements)
+}
+
+/// The bundle with so many entitlements more, to half as many credentials of a tenth as many workloads that there are none
+/// of, and with the files.
+pub fn beside(mut bundle: Bundle, entitlements: usize) -> Result<Bundle> {
     let credentials = (entitlements / 2).max(1);
     let mut name = String::new();
     for number in 0..credentials {

@@ -22,6 +22,7 @@ use super::{
     room::{LARGE, STARTED_AGAIN_BY, with_many_units},
 };
 use crate::{
+    bench::scale,
     harness::{
         Allowed, Bundle, Refused, check,
         daemon::{status, version_in_force},
@@ -104,10 +105,11 @@ fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
 }
 
 /// Measures how long after the server's commit a read by an open descriptor and a send on an established connection
-/// are first refused, as the kernel's clock has it.
-pub fn measure(count: usize) -> Result<bool> {
+/// are first refused, as the kernel's clock has it, with so many entitlements beside the one that is revoked.
+pub fn measure(count: usize, entitlements: usize) -> Result<bool> {
     let mut scene = Scene::set_up(false)?;
-    let governance = governed(&mut scene, &bundle(""), "5m")?;
+    let bundle = scale::beside(bundle(""), entitlements)?;
+    let governance = governed(&mut scene, &bundle, "5m")?;
     let mut spans: [Vec<f64>; 2] = Default::default();
     for round in 1..=count {
         let steps = ["hold /srv/t/key", "dial 10.20.0.2:9000", "hammer-held 500"];
@@ -137,7 +139,7 @@ pub fn measure(count: usize) -> Result<bool> {
         .zip(spans)
     {
         println!(
-            "{count} revocations, from the commit to the first refused {what}: {}",
+            "{count} revocations beside {entitlements} entitlements, from the commit to the first refused {what}: {}",
             spread(spans)
         );
     }
