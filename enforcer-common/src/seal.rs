@@ -3,8 +3,9 @@
 //!
 //! A decision depends on the task, the destination, what the task holds, the bundle and the time. The first two are in
 //! the seal; of holdings the number of all that were ever recorded ([`moment`]); of the bundle its generation, because
-//! nothing that a generation says is changed; and of time [`Bundle::steady_until`], until which no entitlement begins or
-//! ends. That moves on past each such moment, and what was sealed before it must not come back: so it is in the seal as well.
+//! nothing that a generation says is changed but by a revocation, which gives it another secret; and of time
+//! [`Bundle::steady_until`], until which no entitlement begins or ends. That moves on past each such moment, and what was
+//! sealed before it must not come back: so it is in the seal as well.
 //!
 //! It is one word, written at once: two processes that share a socket cannot mix what was permitted to each. And it is made with a
 //! secret of the bundle's, so that nobody can look for another destination with the same seal.

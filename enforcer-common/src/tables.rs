@@ -2,8 +2,9 @@
 //!
 //! How a bundle is swapped without a decision seeing two of them: subjects and credentials are keyed by
 //! [`Generation`]; what they refer to (grants, scopes, port sets) is numbered by content and never
-//! changes in place; what is keyed by an object of the node (files, cgroups) holds [`Versioned`] values.
-//! The daemon writes everything for the next generation, then stores one number.
+//! changes in place, except that a grant is revoked; what is keyed by an object of the node (files,
+//! cgroups) holds [`Versioned`] values. The daemon writes everything for the next generation, then
+//! stores one number.
 
 use crate::address::Address;
 use crate::branchless::{all_ones, reload};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use enforcer_common::decide;
 use enforcer_common::ids::{Generation, Tgid, Tid};
@@ -18,7 +19,6 @@ use crate::kernel::holders::Holders;
 use crate::kernel::iterate;
 use crate::kernel::own::Own;
 use crate::kernel::tier::Tier;
-use crate::memory;
 use crate::node::{environment, executables, mapped, users};
 
 impl Engine {
@@ -199,7 +199,7 @@ impl Engine {
         });
         self.usage_numbered();
         if new_bundle {
-            memory::give_back();
+            self.replaced = Some(Instant::now());
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use enforcer_bundle::{Bundle, Digest};
 use enforcer_common::ids::Generation;
@@ -11,6 +12,7 @@ use enforcer_governance::held::{Numbers, RootMark};
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::swap::grace;
 use super::{Engine, Error};
 use crate::bundle::Mode;
 use crate::fanotify::{Rules, Snapshot};
@@ -53,6 +55,9 @@ fn numbers(governed: &Governed, anchor: &Digest) -> Numbers {
     }
 }
 
+/// So many grants at most are changed in place: each waits for the programs that run, some ten milliseconds.
+const MOST_IN_PLACE: usize = 16;
+
 /// The ids of what `new` takes back of `old`, if it is the same bundle otherwise.
 fn only_taken_back<'a>(old: &Bundle, new: &'a Bundle) -> Option<HashSet<&'a str>> {
     let same = old.digest == new.digest
@@ -84,6 +89,8 @@ fn write_taken_back(
 ) -> Result<(), maps::Error> {
     for (key, grants) in changed {
         maps.put("GRANTS", *key, *grants)?;
+        // The memory of what was there becomes the next entry's, and a program may still read it.
+        grace();
     }
     let index = generation.0 & 1;
     let known: tables::Bundle = maps.at("BUNDLES", index)?;
@@ -142,8 +149,8 @@ impl Engine {
     }
 
     /// Takes back what `new` takes back of the bundle in force, in the tables as they are, so that it takes the same time in a
-    /// bundle of any size. `false` if anything else is another, or the tables could not be written: then `new` has to be
-    /// applied as a whole.
+    /// bundle of any size. `false` if anything else is another, if it is much, or if the tables could not be written: then
+    /// `new` has to be applied as a whole.
     fn take_back(&mut self, new: &Arc<Bundle>) -> bool {
         let Some(in_force) = &mut self.in_force else {
             return false;
@@ -152,6 +159,9 @@ impl Engine {
             return false;
         };
         let changed = in_force.policy.taken_back(&ids);
+        if changed.len() > MOST_IN_PLACE {
+            return false;
+        }
         let subjects = changed.keys().map(|key| key.subject()).collect();
         self.numbers.numbering.forget_subjects(&subjects);
         let mut maps = Maps(&mut self.loaded.ebpf);
@@ -164,6 +174,7 @@ impl Engine {
         }
         Arc::make_mut(&mut in_force.policy).grants.extend(changed);
         in_force.bundle = new.clone();
+        self.replaced = Some(Instant::now());
         true
     }
 

@@ -22,6 +22,7 @@ mod usage;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use enforcer_common::event::Ring;
@@ -48,6 +49,7 @@ use crate::kernel::rings::Records;
 use crate::kernel::settled::{Settled, Settles};
 use crate::kernel::take_over;
 use crate::kernel::tier::Tier;
+use crate::memory;
 use crate::node::cgroups::Known;
 use crate::node::files::Files;
 use crate::node::mounts::{self, Mount};
@@ -161,6 +163,8 @@ pub struct Engine {
     files: Files,
     canaries: Canaries,
     in_force: Option<InForce>,
+    /// When that came in the place of something else, whose memory is not given back yet.
+    replaced: Option<Instant>,
     /// What stands in for a bundle where one is required.
     known: Option<Arc<Bundle>>,
     generation: Generation,
@@ -254,6 +258,7 @@ impl Engine {
             files,
             canaries,
             in_force: None,
+            replaced: None,
             known: None,
             generation: inheritance.generation,
             left: inheritance.left,
@@ -401,6 +406,11 @@ impl Engine {
         self.look_at_room();
         self.look_after_usage();
         self.keep_steady();
+        // Whoever else had it, such as governance's client, has let it go by then.
+        if (self.replaced).is_some_and(|it| it.elapsed() > Duration::from_secs(1)) {
+            self.replaced = None;
+            memory::give_back();
+        }
         let Some(bundle) = self.in_force.as_ref().map(|it| it.bundle.clone()) else {
             return;
         };

@@ -244,7 +244,7 @@ where
 /// Waits until no program that runs can still see the previous generation: the kernel does so in
 /// `membarrier(MEMBARRIER_CMD_GLOBAL)` (synchronize_rcu, since 4.3), but does nothing on one processor and
 /// refuses with nohz_full. A decision takes microseconds; then a pause stands in.
-fn grace() {
+pub(super) fn grace() {
     // SAFETY: a system call on numbers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -63,11 +63,11 @@ struct Stamp {
 }
 
 impl Stamp {
-    /// `None` for a file that was changed so lately that another one may yet come to have the same time.
-    fn of(file: &Metadata) -> Option<Self> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    /// `None` for a file that was changed so shortly before `now` that another one may yet come to have the same time.
+    fn of(file: &Metadata, now: SystemTime) -> Option<Self> {
+        let now = now.duration_since(UNIX_EPOCH).ok()?;
         let now = i64::try_from(now.as_secs()).ok()?;
-        (file.ctime() + 2 < now).then_some(Self {
+        (file.ctime() + 1 < now).then_some(Self {
             dev: file.dev(),
             ino: file.ino(),
             changed: (file.ctime(), file.ctime_nsec()),
@@ -78,7 +78,7 @@ impl Stamp {
 impl Scan {
     /// The keys of a file that was looked at before and has the mark that it needs.
     fn known(&self, file: &Metadata) -> Option<(Stamp, Vec<InodeKey>)> {
-        let stamp = Stamp::of(file)?;
+        let stamp = Stamp::of(file, SystemTime::now())?;
         let keys = self.before.get(&stamp)?;
         let marked = |key| (self.survey.as_ref()).is_none_or(|it| it.has(key, Kind::File));
         (keys.first().is_some_and(marked)).then(|| (stamp, keys.clone()))
@@ -514,7 +514,8 @@ fn protect_found(
                     marks.file(&opened, keys[0].inode, path);
                 }
                 // Another file may be there by now than the one that was looked at first.
-                let stamp = opened.metadata().ok().and_then(|it| Stamp::of(&it));
+                let opened = opened.metadata().ok();
+                let stamp = opened.and_then(|it| Stamp::of(&it, SystemTime::now()));
                 (stamp, keys.iter().map(|key| key.inode).collect())
             }
             Err(capture::Error::Table(error)) => return Err(error),
@@ -640,4 +641,30 @@ fn step(tree: &WatchTree, nodes: &[WatchNode], name: &[u8]) -> Vec<WatchNode> {
         new
     });
     reached
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn another_file_of_the_same_name_has_another_stamp() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [path, other] = ["key", "other"].map(|name| directory.path().join(name));
+        let stamp = |after: u64| {
+            let file = fs::metadata(&path).expect("a file");
+            let changed = Duration::from_secs(file.ctime().cast_unsigned() + after);
+            Stamp::of(&file, UNIX_EPOCH + changed)
+        };
+        fs::write(&path, "one").expect("written");
+        assert_eq!(stamp(1), None);
+        let first = stamp(2).expect("settled");
+        assert_eq!(stamp(1000), Some(first));
+        fs::write(&other, "two").expect("written");
+        fs::rename(&other, &path).expect("renamed");
+        assert_ne!(stamp(2).expect("settled"), first);
+    }
 }
