@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use enforcer_common::capacity;
 use jiff::{SignedDuration, Timestamp};
+use nix::sys::signal::Signal;
 
 use super::{
     Scene, cases,
@@ -65,7 +66,11 @@ fn governed(scene: &mut Scene, bundle: &Bundle, freshness: &str) -> Result<Gover
 }
 
 fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
-    let governance = governed(scene, &bundle(""), "5m")?;
+    const TWIN: &str = "read /srv/t/twin-key";
+    write("/srv/t/twin-key", "another secret\n")?;
+    let bundle = bundle("").file("twin", "/srv/t/twin-key");
+    let bundle = bundle.entitlement("E-twin", "app", "twin", TO_HOME);
+    let governance = governed(scene, &bundle, "5m")?;
     scene.check(&entitled(), &[(KEY, Allowed), (HOME, Allowed)])?;
     scene.check(&other(), &[(KEY, Refused("wrong-executable"))])?;
     let mut holder = entitled().start([
@@ -80,8 +85,13 @@ fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
         HOME,
     ])?;
     holder.until("paused")?;
+    let generation = generation()?;
     governance.ask(&["revoke", "E-key", "--reason", "a test", "--ticket", "T-1"])?;
     revoked(1)?;
+    ensure!(
+        self::generation()? == generation,
+        "the whole bundle was put in force again, which takes as long as it is large"
+    );
     let before = scene.outside.counts()?;
     holder.go_on()?;
     let outcome = holder.finish()?;
@@ -94,6 +104,16 @@ fn revocation_stops_what_is_open(scene: &mut Scene) -> Result<()> {
         (HOME, refused),
     ];
     scene.compare(&before, &outcome, skip, &expected)?;
+    scene.check(&entitled(), &[(TWIN, Allowed), (HOME, Allowed)])?;
+
+    // Once all of it is compiled anew, and for the next daemon, it is the same.
+    scene.daemon()?.signal(Signal::SIGHUP)?;
+    wait_for("the bundle once more", || {
+        (self::generation().ok()? > generation).then_some(())
+    })?;
+    scene.check(&entitled(), &[(KEY, refused), (TWIN, Allowed)])?;
+    scene.daemon()?.hand_over_to(|| governance.daemon())?;
+    scene.check(&entitled(), &[(KEY, refused), (TWIN, Allowed)])?;
 
     governance.ask(&["restore", "E-key", "--reason", "a test"])?;
     wait_for("what was restored", || {
@@ -158,6 +178,13 @@ fn first_refused(until: Timestamp) -> Result<Timestamp> {
             _ => anyhow::bail!("at {now} it was {}", check::name(errno)),
         }
     }
+}
+
+/// How often a bundle was put in force.
+fn generation() -> Result<u64> {
+    status()?["generation"]
+        .as_u64()
+        .context("the status has no generation")
 }
 
 fn grants_end_by_themselves(scene: &mut Scene) -> Result<()> {
