@@ -60,6 +60,7 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
                 if let Ok(Err(error)) = timeout(CUT_OFF_AFTER, shared.ledger.refresh()).await {
                     tracing::warn!("what the store has is not taken: {}", error.chain());
                 }
+                continue;
             }
             Ok(Err(error)) => tracing::warn!("the store is not there: {}", error.chain()),
             Err(_) => tracing::warn!("the store does not answer"),
