@@ -169,23 +169,33 @@ impl Ledger {
     /// Takes what other servers have committed.
     pub async fn refresh(&self) -> Result<(), Error> {
         self.refresh_revocations().await?;
-        let headed = {
-            let _turn = self.heading.lock().await;
-            self.read_head(None).await?
-        };
-        if headed {
-            self.announce();
-        }
-        Ok(())
+        self.refresh_head(self.heading.lock().await).await
     }
 
-    /// Takes what other servers have revoked, which does not wait while this one makes a version.
-    pub async fn refresh_revocations(&self) -> Result<(), Error> {
+    /// The same, but does not wait for the head while this server makes another one, which takes long if it is large.
+    pub async fn refresh_meanwhile(&self) -> Result<(), Error> {
+        self.refresh_revocations().await?;
+        match self.heading.try_lock() {
+            Ok(turn) => self.refresh_head(turn).await,
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn refresh_revocations(&self) -> Result<(), Error> {
         let revoked = {
             let _turn = self.revoking.lock().await;
             self.read_revocations().await?
         };
         if revoked {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    async fn refresh_head(&self, turn: tokio::sync::MutexGuard<'_, ()>) -> Result<(), Error> {
+        let headed = self.read_head(None).await?;
+        drop(turn);
+        if headed {
             self.announce();
         }
         Ok(())

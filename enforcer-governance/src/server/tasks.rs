@@ -47,7 +47,7 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
         let started = Instant::now();
         let asked = async {
             shared.store.confirm().await?;
-            shared.ledger.refresh_revocations().await
+            shared.ledger.refresh_meanwhile().await
         };
         match timeout(CUT_OFF_AFTER, asked).await {
             Ok(Ok(())) => {
@@ -56,11 +56,6 @@ pub async fn reach(shared: Arc<Shared>, reaching: watch::Sender<bool>, health: H
                     tracing::info!("the store is back: nodes are served again");
                     tell(&health, ServingStatus::Serving).await;
                 }
-                // While a large version is made here, this waits for it: the store is there all the same.
-                if let Ok(Err(error)) = timeout(CUT_OFF_AFTER, shared.ledger.refresh()).await {
-                    tracing::warn!("what the store has is not taken: {}", error.chain());
-                }
-                continue;
             }
             Ok(Err(error)) => tracing::warn!("the store is not there: {}", error.chain()),
             Err(_) => tracing::warn!("the store does not answer"),
