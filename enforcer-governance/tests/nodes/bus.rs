@@ -1,6 +1,7 @@
 //! Real nats-servers on loopback addresses.
 
-use std::net::Ipv4Addr;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use enforcer_governance::server::NatsLocation;
 
 use super::guard::Guard;
+use super::node::until;
 
 /// One server of NATS or a cluster of three, killed when dropped.
 pub struct Bus {
@@ -33,6 +35,7 @@ fn program() -> PathBuf {
 
 const PORT: u16 = 4222;
 const CLUSTER_PORT: u16 = 6222;
+const HEALTH_PORT: u16 = 8222;
 
 /// Nobody else's, so that a server that was killed finds its ports free.
 fn own_address() -> Ipv4Addr {
@@ -78,6 +81,7 @@ impl Bus {
         command
             .args(["--addr", &address.to_string()])
             .args(["--port", &PORT.to_string()])
+            .args(["--http_port", &HEALTH_PORT.to_string()])
             .arg("--jetstream")
             .arg("--store_dir")
             .arg(&directory);
@@ -99,7 +103,7 @@ impl Bus {
             .stderr(log)
             .spawn()
             .expect("started");
-        while std::net::TcpStream::connect((address, PORT)).is_err() {
+        while TcpStream::connect((address, PORT)).is_err() {
             if let Some(status) = child.try_wait().expect("waited") {
                 let log = std::fs::read_to_string(directory.with_extension("log"));
                 panic!("NATS ends with {status}: {log:?}");
@@ -107,6 +111,19 @@ impl Bus {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.children[number] = Some(child);
+    }
+
+    /// Waits until a server that was started again has what the others have: until then, it does not make a majority with
+    /// one of them.
+    pub async fn until_current(&self, number: usize) {
+        let address = (self.addresses[number], HEALTH_PORT);
+        let ask = || -> std::io::Result<String> {
+            let mut asked = TcpStream::connect(address)?;
+            asked.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            std::io::read_to_string(asked)
+        };
+        let ask = || ask().unwrap_or_else(|error| error.to_string());
+        until("NATS", ask, |it| it.contains(r#""status":"ok""#)).await;
     }
 
     /// Kills a server.

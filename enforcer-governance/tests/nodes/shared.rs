@@ -296,6 +296,7 @@ async fn a_server_and_a_part_of_nats_may_die() {
             until("revoked", || node.in_force(), |it| it.contains(&taken)).await;
         }
         bus.run(killed);
+        bus.until_current(killed).await;
     }
     for (node, _, name) in &nodes {
         let stored = || node.link.borrow().evidence_stored;
