@@ -1,6 +1,6 @@
 //! What governance puts in force: bundles, what it takes back, and until when it is known that nothing is newer.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -80,22 +80,23 @@ fn only_taken_back<'a>(old: &Bundle, new: &'a Bundle) -> Option<HashSet<&'a str>
     Some(ids)
 }
 
-/// Writes these grants in the place of those that the generation in force has. Once this returns, no permission that was
-/// given before is remembered.
+/// Writes these grants in the place of those that the generation in force has; no permission that was given before is
+/// remembered.
 fn write_taken_back(
     maps: &mut Maps<'_>,
-    changed: &BTreeMap<GrantKey, Grants>,
+    changed: &[(GrantKey, Grants)],
     generation: Generation,
 ) -> Result<(), maps::Error> {
+    let index = generation.0 & 1;
     for (key, grants) in changed {
         maps.put("GRANTS", *key, *grants)?;
+        let known: tables::Bundle = maps.at("BUNDLES", index)?;
+        let secret = rand::random();
+        maps.set("BUNDLES", index, tables::Bundle { secret, ..known })?;
         // The memory of what was there becomes the next entry's, and a program may still read it.
         grace();
     }
-    let index = generation.0 & 1;
-    let known: tables::Bundle = maps.at("BUNDLES", index)?;
-    let secret = rand::random();
-    maps.set("BUNDLES", index, tables::Bundle { secret, ..known })
+    Ok(())
 }
 
 impl Engine {
@@ -158,12 +159,19 @@ impl Engine {
         let Some(ids) = only_taken_back(&in_force.bundle, new) else {
             return false;
         };
-        let changed = in_force.policy.taken_back(&ids);
+        let policy = &mut in_force.policy;
+        let changed = policy.taken_back(&ids);
         if changed.len() > MOST_IN_PLACE {
             return false;
         }
         let subjects = changed.keys().map(|key| key.subject()).collect();
         self.numbers.numbering.forget_subjects(&subjects);
+        Arc::make_mut(policy).grants.extend(changed.clone());
+        // First what permits; of those who are only near it, it is said why they are denied.
+        let matched: HashSet<_> = policy.subjects.values().map(|it| it.matched).collect();
+        let mut changed: Vec<_> = changed.into_iter().collect();
+        changed.sort_by_key(|(key, _)| !matched.contains(&key.subject()));
+        self.publish();
         let mut maps = Maps(&mut self.loaded.ebpf);
         if let Err(error) = write_taken_back(&mut maps, &changed, self.generation) {
             tracing::warn!(
@@ -172,8 +180,9 @@ impl Engine {
             );
             return false;
         }
-        Arc::make_mut(&mut in_force.policy).grants.extend(changed);
-        in_force.bundle = new.clone();
+        if let Some(in_force) = &mut self.in_force {
+            in_force.bundle = new.clone();
+        }
         self.replaced = Some(Instant::now());
         true
     }
@@ -181,6 +190,12 @@ impl Engine {
     /// Moves only the time until which it is known that nothing is newer.
     fn freshen(&mut self) -> Result<(), maps::Error> {
         self.set_times()?;
+        self.publish();
+        Ok(())
+    }
+
+    /// Tells the gate of reads, where there is one, what is in force.
+    fn publish(&self) {
         let fresh_until = self.fresh_until();
         if let (Some(gate), Some(in_force)) = (&self.gate, &self.in_force) {
             let rules = Rules::new(in_force.policy.clone(), in_force.generation, fresh_until);
@@ -189,7 +204,6 @@ impl Engine {
                 places: Arc::new(self.places(&in_force.policy, None)),
             });
         }
-        Ok(())
     }
 
     /// What governance is told of this node.
