@@ -13,7 +13,7 @@ const EACH: usize = 10;
 /// How many credentials lie in one directory.
 const PER_DIRECTORY: usize = 500;
 
-/// What is measured, with so many entitlements [beside](beside) it.
+/// What is measured, with so many entitlements [beside] it.
 pub fn bundle(entitlements: usize) -> Result<Bundle> {
     let selects = |set: Set| format!("executable: {{path: {}}}", set.program());
     // The measuring program looks at the daemon's programs and tables.
