@@ -76,14 +76,14 @@ fn change(edits: &[Edit<'_>]) -> Change {
             continue;
         };
         let known = BASE.items.get(&kind).and_then(|items| items.get(id));
-        let mut item = known.cloned().unwrap_or_else(|| json!({"id": id}));
+        let mut item = known.map_or_else(|| json!({"id": id}), |it| it.value());
         let text = || Value::String((*value).to_owned());
         item[*name] = serde_json::from_str(value).unwrap_or_else(|_| text());
         change
             .upsert
             .entry(kind)
             .or_default()
-            .insert(id.to_owned(), item);
+            .insert(id.to_owned(), item.into());
     }
     change
 }
