@@ -175,7 +175,7 @@ impl Engine {
         let mut maps = Maps(&mut self.loaded.ebpf);
         if let Err(error) = write_taken_back(&mut maps, &changed, self.generation) {
             tracing::warn!(
-                "a revocation takes as long as another bundle: {}",
+                "a revocation could not be written in place, and is put in force like another bundle, which takes longer: {}",
                 crate::chain(&error)
             );
             return false;
